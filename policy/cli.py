@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from policy.compare.config import CompareConfig
 from policy.compare.training import plan_jobs
 from policy.config import NO_REWARD, DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
+from policy.judging.arguments import JUDGE, PROMPTS, SAMPLE, add_judge, add_prompts, add_sample
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
 from prm.cli.arguments import add_run, run_command
@@ -54,6 +54,8 @@ def build_parser() -> Parser:
     )
     merge.add_argument("run", help="run folder of a policy with an adapter, e.g. of 'policy dpo'")
     merge.add_argument("output", help="folder of the copy")
+    prompts_help = "draw the prompts of the paper's Table 2"
+    add_prompts(subcommands.add_parser("prompts", help=prompts_help, description=PROMPTS))
     add_sample(subcommands.add_parser("sample", help="sample responses for users into a file", description=SAMPLE))
     add_judge(
         subcommands.add_parser("judge", help="compute win rates between two policies' responses", description=JUDGE)
@@ -75,6 +77,10 @@ def _dispatch(args: Namespace) -> None:
         from policy.merge import merge_run  # imports torch: a missing run is refused before
 
         print(f"{merge_run(args.run, args.output)}: done")
+    elif args.subcommand == "prompts":
+        from policy.judging.draw import prompts_command  # imports numpy
+
+        prompts_command(args)
     elif args.subcommand == "sample":
         from policy.judging.sample import sample_command
 

@@ -128,3 +128,22 @@ def likes_shorter(body: Body, number: int = 0) -> Sent:
     a, b = answers(body)
     verdict = "A" if len(a) < len(b) else "B" if len(b) < len(a) else "TIE"
     return completion(f"They like it brief.\nVerdict: {verdict}")
+
+
+def outputs(body: Body) -> tuple[str, str]:
+    """The two outputs that a question of the `prism` protocol shows."""
+    text = body["messages"][-1]["content"]
+    a, b = (re.search(rf"<output_{x}>\n(.*?)\n</output_{x}>", text, re.DOTALL) for x in "ab")
+    assert a is not None
+    assert b is not None
+    return a[1], b[1]
+
+
+def likes_greater(body: Body, number: int = 0) -> Sent:
+    """A model that prefers the output with the greater number in front; without numbers it says nothing of use."""
+    a, b = outputs(body)
+    if "?" in (a, b):
+        return completion(f"Either is fine: {a} {b}")
+    first, second = (int(text.split()[0]) for text in (a, b))
+    verdict = "Output (a)" if first > second else "Output (b)" if second > first else "TIE"
+    return completion(f"One says '{a}', the other '{b}'.\n\nResult for final example: {verdict}")

@@ -1,9 +1,13 @@
-"""Response files of `policy sample` and `policy judge`: JSON Lines of `prompt`, `user_id` and `response`."""
+"""Response files of `policy sample` and `policy judge`: JSON Lines of `prompt`, `user_id` and `response`.
+
+`metadata` of the prompts is kept: a language model as judge reads what the user said there.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from policy.judging.arguments import ANSWERS
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NO_METADATA: Mapping[str, object] = MappingProxyType({})
 _NAMED = 3  # user ids in a warning
 
 Key = tuple[str, str | None]
@@ -30,6 +35,7 @@ class PromptRow(NamedTuple):
     user: str | None
     user_text: str = ""
     origin: str = ""
+    metadata: Mapping[str, object] = NO_METADATA
 
     @property
     def key(self) -> Key:
@@ -40,7 +46,8 @@ class PromptRow(NamedTuple):
         """JSON-ready."""
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in as_messages(self.prompt)]
         row: dict[str, object] = {"prompt": prompt, "user_id": self.user}
-        return row | ({"user_text": self.user_text} if self.user_text else {})
+        row |= {"user_text": self.user_text} if self.user_text else {}
+        return row | ({"metadata": dict(self.metadata)} if self.metadata else {})
 
 
 class Answer(NamedTuple):
@@ -90,16 +97,32 @@ def read_answers(path: str) -> dict[Key, Answer]:
 def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list["Duel"]:
     """A duel for each user and prompt that both files have, in the order of the first; rows need a user.
 
-    Raises `PrmError` if there is none.
+    What the user says of themselves and in metadata is taken from the first file. Raises `PrmError` if there is no
+    duel, and `DataError` naming file, line and field for metadata that a judge cannot read.
     """
     from policy.judging.judges import Duel  # imports numpy
+    from policy.judging.judges.duels import said_by_the_user
 
     duels = []
     for key, (prompt, response, _) in first.items():
         if key in second and prompt.user is not None:
             other, other_response, _ = second[key]
-            origins = prompt.origin, other.origin
-            duels.append(Duel(prompt.user, prompt.prompt, response, other_response, prompt.user_text, origins=origins))
+            try:
+                feedback, system_string = said_by_the_user(prompt.metadata)
+            except DataError as error:
+                raise DataError(f"{prompt.origin}: {error}") from None
+            duels.append(
+                Duel(
+                    user_id=prompt.user,
+                    prompt=prompt.prompt,
+                    first=response,
+                    second=other_response,
+                    user_text=prompt.user_text,
+                    open_feedback=feedback,
+                    system_string=system_string,
+                    origins=(prompt.origin, other.origin),
+                )
+            )
     if not duels:
         raise PrmError("the two files have no row in common with the same 'user_id' and 'prompt', and a user")
     if unmatched := len(first) + len(second) - 2 * len(duels):
@@ -163,6 +186,8 @@ def _read(path: Path) -> Iterator[tuple[int, PromptRow, Mapping[str, object]]]:
             user = None if given is None else as_id("user_id", given)
             if not isinstance(text, str):
                 raise DataError(f"'user_text' must be text, got {kind(text)}")
-            yield number, PromptRow(parse_prompt(row.get("prompt")), user or None, text, origin), row
+            if not isinstance(metadata := row.get("metadata") or {}, dict):
+                raise DataError(f"'metadata' must be an object, got {kind(metadata)}")
+            yield number, PromptRow(parse_prompt(row.get("prompt")), user or None, text, origin, metadata), row
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None

@@ -3,12 +3,12 @@
 import json
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from policy.judging.answer_files import PromptRow, cut_notes, duels_of, read_answers
+from policy.judging.answer_files import Answer, Key, PromptRow, cut_notes, duels_of, read_answers
 from policy.judging.judges import (
     Duel,
     Endpoint,
@@ -24,7 +24,9 @@ from policy.judging.judges import (
     win_rate,
     with_history,
 )
+from policy.judging.judges.llm import PRISM, ROLE_PLAY
 from policy.judging.judges.rules import Rule
+from policy.judging.protocols import prism_duels, psoups_duels
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.config import FeedbackConfig
@@ -54,22 +56,19 @@ def judge_command(args: Namespace) -> None:
 
 def _judge(args: Namespace, folder: Path) -> None:
     first, second = read_answers(args.first), read_answers(args.second)
-    duels = duels_of(first, second)
     judge, name = judge_of(args, folder / "replies.jsonl")
-    if args.log:
-        log = read_feedback(FeedbackConfig(path=args.log, source="pairs")).comparisons
-        duels = with_history(duels, log, args.max_history)
+    duels, remarks = _duels(args, first, second)
     if args.cost:
         if not isinstance(judge, LLMJudge):
             raise PrmError("--cost is for --endpoint: other judges cost nothing")
-        show(str(judge.cost(duels)))
+        show(*remarks, str(judge.cost(duels)))
         return
     judged = judge(duels)
     if len(judged.unjudged) == len(duels):
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
     cut = cut_notes([(args.first, first), (args.second, second)])
-    found = _result(duels, judged, rate, cut)
+    found = _result(duels, judged, rate, [*remarks, *judged.notes(), *cut])
     result = {"judge": name, "first": args.first, "second": args.second, **found}
     title = f"{args.first} against {args.second}, judged by {name}"
     notes = [_counts(rate, found["people"]), *found["notes"]]
@@ -89,11 +88,26 @@ def _judge(args: Namespace, folder: Path) -> None:
         print(f"written to {folder / 'judged.md'}")
 
 
+def _duels(args: Namespace, first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> tuple[list[Duel], list[str]]:
+    """(what is judged, sentences on it for the notes), by the protocol and the log."""
+    if args.protocol == "prism":
+        return prism_duels(first, second)
+    duels = psoups_duels(first, second) if args.protocol == "psoups" else duels_of(first, second)
+    if args.log:
+        log = read_feedback(FeedbackConfig(path=args.log, source="pairs")).comparisons
+        duels = with_history(duels, log, args.max_history)
+    return duels, []
+
+
 def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     """(the judge that the flags name, its name). Raises `PrmError` unless they name exactly one."""
     flags = [flag for flag in ("rule", "rules", "gold", "endpoint") if getattr(args, flag) is not None]
     if len(flags) != 1:
         raise PrmError(f"give one judge: --rule, --rules, --gold or --endpoint; got {len(flags)}")
+    if args.protocol and args.endpoint is None:
+        raise PrmError("--protocol is for --endpoint: it says what a language model is asked")
+    if args.protocol == "prism" and args.log:
+        raise PrmError("--log is not for --protocol prism: its prompts bring their examples along")
     if args.rule is not None:
         return by_rule(named_rule(args.rule)), f"rule {args.rule}"
     if args.rules is not None:
@@ -115,9 +129,18 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:
         raise PrmError("--endpoint needs the model's name: --model NAME")
-    prices = {"price_in": args.price_in, "price_out": args.price_out}
-    endpoint = Endpoint(args.endpoint, args.model, args.key_variable, **prices)
-    return LLMJudge(endpoint, cache), f"{args.model} at {args.endpoint}"
+    endpoint = Endpoint(
+        args.endpoint,
+        args.model,
+        args.key_variable,
+        timeout=args.timeout,
+        concurrency=args.concurrency,
+        price_in=args.price_in,
+        price_out=args.price_out,
+    )
+    judge = LLMJudge(endpoint, cache, PRISM if args.protocol == "prism" else ROLE_PLAY, args.seed)
+    protocol = f" (protocol {args.protocol})" if args.protocol else ""
+    return judge, f"{args.model} at {args.endpoint}{protocol}"
 
 
 def _read_rules(path: str) -> dict[str, Rule]:
@@ -147,7 +170,7 @@ class _Result(TypedDict):
     per_user: dict[str, dict[str, int]]
 
 
-def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequence[str]) -> _Result:
+def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, notes: Sequence[str]) -> _Result:
     """JSON-ready result; infinite ends of intervals are null."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
@@ -158,7 +181,7 @@ def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequ
         "duels": len(duels),
         "people": people,
         "win_rate": plain(asdict(rate)),
-        "notes": [plain(note) for note in (*judged.notes(), *cut)],
+        "notes": [plain(note) for note in notes],
         "per_user": {
             plain(user): {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()
         },

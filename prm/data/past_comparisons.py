@@ -1,5 +1,6 @@
 """A user's own past comparisons, as text for a language model that answers or judges for this user."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -57,8 +58,9 @@ def _cut(text: str, max_chars: int | None) -> str:
 
 
 def tagged(tag: str, text: str) -> str:
-    """The text between an opening and a closing tag, each on a line of its own."""
-    return f"<{tag}>\n{text}\n</{tag}>"
+    """The text between tags on lines of their own, which it cannot close."""
+    inside = re.sub(rf"<(\s*/\s*{tag}\b)", r"&lt;\1", text, flags=re.IGNORECASE)
+    return f"<{tag}>\n{inside}\n</{tag}>"
 
 
 def with_past(prompt: Prompt, past: Sequence[Comparison], most: int, fits: Callable[[Prompt], bool]) -> Prompt:

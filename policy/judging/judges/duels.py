@@ -17,8 +17,9 @@ class Duel:
 
     Args:
         user_text: the user's text.
-        feedback: the user's comment on the conversation; only a language model as judge reads it.
-        history: earlier comparisons of the user, which show a language model their preferences.
+        open_feedback: the user's comment after the conversation; only a language model as judge reads it.
+        history: other comparisons of the user, which show a language model their preferences.
+        system_string: how the user wants an assistant to be; only a language model as judge reads it.
         origins: file and line of the two responses ("ours.jsonl, line 7").
 
     Raises `DataError` naming the field and the fault.
@@ -29,14 +30,15 @@ class Duel:
     first: str
     second: str
     user_text: str = ""
-    feedback: str = ""
+    open_feedback: str = ""
     history: tuple[Comparison, ...] = ()
+    system_string: str = ""
     origins: tuple[str, str] = field(default=("the first response", "the second response"), compare=False)
 
     def __post_init__(self) -> None:
         require_text("user_id", self.user_id)
         object.__setattr__(self, "prompt", parse_prompt(self.prompt))
-        for name in ("first", "second", "user_text", "feedback"):
+        for name in ("first", "second", "user_text", "open_feedback", "system_string"):
             if not isinstance(value := getattr(self, name), str):
                 raise DataError(f"'{name}' must be text, got {kind(value)}")
 
@@ -49,11 +51,13 @@ class JudgedDuels:
         scores: of the first response, [n]: 1 won, 0.5 tie, 0 lost, NaN not judged.
         unjudged: reason by index of the duel; the part before the first colon is the kind of reason.
         disagreed: indices of the duels whose verdict changed when the responses were swapped: ties.
+        remarks: sentences of the judge's own for the notes.
     """
 
     scores: Array
     unjudged: Mapping[int, str] = field(default_factory=dict)
     disagreed: Sequence[int] = ()
+    remarks: Sequence[str] = ()
 
     def notes(self) -> list[str]:
         """Sentences on duels that were not judged, or on which the two orders disagreed."""
@@ -67,29 +71,34 @@ class JudgedDuels:
             lines.append(
                 f"{len(self.disagreed)} of {duels} had another verdict with the responses in the other order: ties"
             )
-        return lines
+        return [*lines, *self.remarks]
 
 
 Judge = Callable[[Sequence[Duel]], JudgedDuels]
 
 
 def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Sequence[str]) -> list[Duel]:
-    """A duel for each case, with its user, prompt, user text and, if the metadata has it, `feedback`.
+    """A duel for each case, with its user, prompt, user text and, if its metadata has them, what the user said.
 
     Raises `PrmError` unless both sides have a response for every case.
     """
     if not len(cases) == len(first) == len(second):
         raise PrmError(f"cases and responses differ in number: {len(cases)}, {len(first)}, {len(second)}")
-    return [
-        Duel(case.user_id, case.prompt, a, b, case.user_text, _feedback(case))
-        for case, a, b in zip(cases, first, second, strict=True)
-    ]
+    duels = []
+    for case, a, b in zip(cases, first, second, strict=True):
+        feedback, system_string = said_by_the_user(case.metadata)
+        duels.append(Duel(case.user_id, case.prompt, a, b, case.user_text, feedback, system_string=system_string))
+    return duels
 
 
-def _feedback(case: Comparison) -> str:
-    value = case.metadata.get("feedback", "")
-    if not isinstance(value, str):
-        raise DataError(f"'feedback' must be text, got {kind(value)}")
+def said_by_the_user(metadata: Mapping[str, object]) -> tuple[str, str]:
+    """(`open_feedback`, `system_string`) of metadata; "" for what it lacks. Raises `DataError` for what is no text."""
+    return _text_of(metadata, "open_feedback"), _text_of(metadata, "system_string")
+
+
+def _text_of(metadata: Mapping[str, object], name: str) -> str:
+    if not isinstance(value := metadata.get(name, ""), str):
+        raise DataError(f"metadata '{name}' must be text, got {kind(value)}")
     return value
 
 

@@ -1,7 +1,6 @@
 """The role-play prompt: a language model gets a user's text and earlier choices, and judges on their behalf.
 
-It has the contents of the paper's prompt (section 5.3, Table 9) in other words: the user's text, their feedback on the
-conversation, their earlier choices, and one of three verdicts after some reasoning.
+Texts stand in tags that they cannot close, so that no response passes for a part of the question.
 """
 
 import re
@@ -47,17 +46,20 @@ def read_verdict(reply: str) -> Verdict | None:
 def _user(duel: Duel) -> Iterator[str]:
     if duel.user_text:
         yield tagged("about_the_person", duel.user_text)
-    if duel.feedback:
-        yield tagged("what_they_said_of_this_conversation", duel.feedback)
+    if duel.system_string:
+        yield tagged("what_they_want_of_an_assistant", duel.system_string)
+    if duel.open_feedback:
+        yield tagged("what_they_said_of_this_conversation", duel.open_feedback)
     yield from texts_of(duel.history, _MAX_PAST)
 
 
 def _responses(duel: Duel) -> Iterator[str]:
-    yield tagged("conversation", _conversation(duel.prompt))
+    yield tagged("conversation", conversation_of(duel.prompt))
     yield tagged("answer_A", duel.first or "(nothing)")
     yield tagged("answer_B", duel.second or "(nothing)")
 
 
-def _conversation(prompt: Prompt) -> str:
+def conversation_of(prompt: Prompt) -> str:
+    """The messages as text, each with its speaker."""
     names = {"system": "Instructions to the assistant", "user": "The person", "assistant": "The assistant"}
     return "\n\n".join(f"{names[message.role]}: {message.content}" for message in as_messages(prompt))

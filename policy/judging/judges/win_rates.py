@@ -131,9 +131,9 @@ def rate_table(rate: WinRate) -> tuple[list[str], list[list[str]]]:
     rows = [
         ["over duels, a tie is half a win", percent(rate.sample)],
         ["over users, a tie is half a win", percent(rate.user)],
-        ["over users, a tie is no win", strict],
-        ["over duels, a tie is a win of both", percent(rate.both_win)],
-        ["users won at least as often as lost", percent(rate.dominant)],
+        ["over users, a tie is no win (the paper's Table 1)", strict],
+        ["over duels, a tie is a win of both (Table 2, per sample)", percent(rate.both_win)],
+        ["users won at least as often as lost (Table 2, per user)", percent(rate.dominant)],
     ]
     return ["", "first wins %"], rows
 

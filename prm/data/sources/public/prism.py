@@ -41,6 +41,14 @@ _FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class _Person:
+    """A row of the survey: the user's text, and the system string that they gave to all models."""
+
+    text: str
+    system_string: str
+
+
 @dataclass
 class _Turn:
     """One turn: the user's message, the first chosen response, and all others."""
@@ -60,13 +68,14 @@ class _Turn:
 
 @dataclass
 class _Dialogue:
-    """One conversation, with `number` and `origin` of its row."""
+    """One conversation, with `number` and `origin` of its row, and the user's comment after it."""
 
     number: int
     origin: str
     user: str
     name: str
     turns: list[_Turn]
+    open_feedback: str
 
 
 def read(config: FeedbackConfig) -> Feedback:
@@ -76,7 +85,8 @@ def read(config: FeedbackConfig) -> Feedback:
     A prompt is the conversation so far, with the chosen responses, as chat messages, untruncated. The survey becomes
     `user_text`. The length limit applies to each pair. Metadata `split` holds the paper's split: a tenth of the users,
     and users with a single dialogue, are `unseen`; of the others' n dialogues `int(0.9 n)` are `train`.
-    Metadata: `split`, `dialogue`, `turn`. Raises `DataError`.
+    Metadata: `split`, `dialogue`, `turn`; for judges `system_string` and `open_feedback`, "" if there is none. Raises
+    `DataError`.
     """
     collector = Collector(config, RULE, CARD)
     people, surveyed = _survey(config.path)
@@ -102,9 +112,9 @@ def read(config: FeedbackConfig) -> Feedback:
     return feedback
 
 
-def _survey(path: str) -> tuple[dict[str, str], int]:
-    """(texts of users with a completed conversation, in the survey's order; number of rows). Raises `DataError`."""
-    people: dict[str, str] = {}
+def _survey(path: str) -> tuple[dict[str, _Person], int]:
+    """(users with a completed conversation, in the survey's order; number of rows). Raises `DataError`."""
+    people: dict[str, _Person] = {}
     rows = 0
     for row in _rows(path, "survey"):
         rows += 1
@@ -116,7 +126,7 @@ def _survey(path: str) -> tuple[dict[str, str], int]:
             if not isinstance(completed, int):
                 raise DataError(f"'num_completed_conversations' must be a whole number, got {kind(completed)}")
             if completed:
-                people[user] = _user_text(row.values)
+                people[user] = _Person(_user_text(row.values), _text(row.values, "system_string"))
         except DataError as error:
             raise DataError(f"{row.origin}: {error}") from None
     return people, rows
@@ -134,7 +144,14 @@ def _user_text(values: Mapping[str, object]) -> str:
     return text_or_blank("the survey's text", text)
 
 
-def _dialogues(collector: Collector, path: str, people: Mapping[str, str]) -> tuple[list[_Dialogue], int]:
+def _text(values: Mapping[str, object], name: str) -> str:
+    """A field's text; "" for null. Raises `DataError` for a field that is missing or no text."""
+    if name not in values:
+        raise DataError(f"'{name}' is missing")
+    return "" if values[name] is None else text_or_blank(name, values[name])
+
+
+def _dialogues(collector: Collector, path: str, people: Mapping[str, _Person]) -> tuple[list[_Dialogue], int]:
     """(dialogues of users in `people`, number of rows)."""
     dialogues, number = [], 0
     for number, row in enumerate(_rows(path, "conversations"), start=1):
@@ -145,11 +162,12 @@ def _dialogues(collector: Collector, path: str, people: Mapping[str, str]) -> tu
             checked = [require_text(name, row.values.get(name)) for name in ("user_id", "conversation_id")]
             user, name = checked
             turns = _turns(row.values.get("conversation_history"))
+            open_feedback = _text(row.values, "open_feedback")
         except DataError as error:
             collector.bad(number, row, str(error), user)
             continue
         if user in people:
-            dialogues.append(_Dialogue(number, row.origin, user, name, turns))
+            dialogues.append(_Dialogue(number, row.origin, user, name, turns, open_feedback))
         else:
             collector.left_out(number, NO_TALK)
     return dialogues, number
@@ -182,7 +200,7 @@ def _turns(history: object) -> list[_Turn]:
     return [turns[number] for number in sorted(turns)]
 
 
-def _eligible(people: Mapping[str, str], dialogues: Sequence[_Dialogue]) -> dict[str, list[str]]:
+def _eligible(people: Mapping[str, _Person], dialogues: Sequence[_Dialogue]) -> dict[str, list[str]]:
     """The dialogues in the paper's draw (with a turn that fits), by user in the survey's order."""
     names: dict[str, list[str]] = defaultdict(list)
     for dialogue in dialogues:
@@ -191,7 +209,8 @@ def _eligible(people: Mapping[str, str], dialogues: Sequence[_Dialogue]) -> dict
     return {person: names[person] for person in people if person in names}
 
 
-def _pairs(collector: Collector, dialogue: _Dialogue, user_text: str, part: str) -> Iterator[Comparison]:
+def _pairs(collector: Collector, dialogue: _Dialogue, person: _Person, part: str) -> Iterator[Comparison]:
+    said = {"system_string": person.system_string, "open_feedback": dialogue.open_feedback}
     history: list[Message] = []
     for turn in dialogue.turns:
         message, chosen = turn.message or "", turn.chosen or ""
@@ -206,8 +225,8 @@ def _pairs(collector: Collector, dialogue: _Dialogue, user_text: str, part: str)
                 tuple(history),
                 chosen,
                 rejected,
-                user_text=user_text,
-                metadata={"split": part, "dialogue": dialogue.name, "turn": turn.number},
+                user_text=person.text,
+                metadata={"split": part, "dialogue": dialogue.name, "turn": turn.number, **said},
                 conversation_id=dialogue.name,
                 origin=dialogue.origin,
             )

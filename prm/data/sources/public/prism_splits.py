@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prm.data.comparison import Comparison
+from prm.data.comparison import Comparison, as_messages, prompt_key
 from prm.data.splits import TEST, TRAIN, UNSEEN, given_split
 from prm.errors import PrmError
+
+Turn = tuple[str, object, object]  # user, dialogue, number of the turn
 
 _SEED, _SEEN_SHARE, _TRAIN_SHARE = 123, 0.9, 0.9
 
@@ -39,26 +41,66 @@ def judged_set(
 ) -> list[Comparison]:
     """The paper's sample for evaluating responses: held-out turns of `people` seen and `people` unseen users.
 
+    The paper takes the turns of one held-out dialogue of each user, drawn without a seed, and gets 76. Here the users,
+    the order of each one's held-out dialogues and the order of the turns are drawn: the turns of all first dialogues
+    come before those of all second ones, and so on, and the first `samples` are taken, at least one of each user.
+
     Each turn is represented by its first pair: its prompt is to be answered, and its chosen response is the one to
-    beat. Every drawn user has at least one turn; all turns are taken if there are at most `samples`. The original draw
-    had no seed, so it cannot be reproduced. In the log's order. Raises `PrmError` for too few users.
+    beat. In the log's order. A log with fewer users or turns gives what it has; `shortfalls` says so. Raises `PrmError`
+    if it has no held-out turn.
     """
-    turns: dict[tuple[str, object, object], Comparison] = {}
+    turns: dict[Turn, Comparison] = {}
+    asked: dict[tuple[str, str], Turn] = {}
     for c in comparisons:
-        if given_split(c) in (TEST, UNSEEN):
-            turns.setdefault((c.user_id, c.metadata.get("dialogue"), c.metadata.get("turn")), c)
+        prompt = (c.user_id, prompt_key(c.prompt))  # answered once, also if it opens two dialogues
+        if given_split(c) in (TEST, UNSEEN) and asked.setdefault(prompt, turn_of(c)) == turn_of(c):
+            turns.setdefault(turn_of(c), c)
+    if not turns:
+        raise PrmError(f"no comparison has metadata 'split' with the value {TEST!r} or {UNSEEN!r}: none can be judged")
     draw = np.random.default_rng(seed)
-    drawn: set[str] = set()
+    place: dict[tuple[str, object], int] = {}  # of each drawn dialogue among those of its user
     for part in (TEST, UNSEEN):
         candidates = sorted({c.user_id for c in turns.values() if given_split(c) == part})
-        if len(candidates) < people:
-            raise PrmError(f"{len(candidates)} users have turns marked {part!r}, but {people} are to be drawn")
-        drawn |= {candidates[i] for i in draw.choice(len(candidates), people, replace=False)}
-    pool = [key for key in turns if key[0] in drawn]
-    order = [pool[i] for i in draw.permutation(len(pool))]
+        for i in draw.choice(len(candidates), min(people, len(candidates)), replace=False):
+            own = list(dict.fromkeys(dialogue for user, dialogue, _ in turns if user == candidates[i]))
+            place |= {(candidates[i], own[j]): rank for rank, j in enumerate(draw.permutation(len(own)))}
+    pool = [key for key in turns if key[:2] in place]
+    order = sorted((pool[i] for i in draw.permutation(len(pool))), key=lambda key: place[key[:2]])
     first = {key[0]: key for key in reversed(order)}
     sampled = set(list(dict.fromkeys([*first.values(), *order]))[: max(samples, len(first))])
     return [turns[key] for key in pool if key in sampled]
+
+
+def shortfalls(judged: Sequence[Comparison], people: int = 10, samples: int = 76) -> list[str]:
+    """Sentences on what a `judged_set` of these sizes lacks."""
+    lines = []
+    for part, name in ((TEST, "seen"), (UNSEEN, "unseen")):
+        if (found := len({c.user_id for c in judged if given_split(c) == part})) < people:
+            lines.append(f"{found} {name} users instead of {people}: the log has no more (metadata 'split' {part!r})")
+    if len(judged) != samples:
+        why = "each user has at least one" if len(judged) > samples else "the drawn users have no more"
+        lines.append(f"{len(judged)} turns instead of {samples}: {why}")
+    return lines
+
+
+def other_turns(own: Sequence[Comparison], judged: Comparison, openings: int) -> list[Comparison]:
+    """The user's judgements of other turns, each by its first pair: those of the judged dialogue in its order, then the
+    first turns of at most `openings` other dialogues, in the log's order, on other prompts.
+
+    Args:
+        own: all comparisons of the user.
+    """
+    turns: dict[Turn, Comparison] = {}
+    for c in own:
+        turns.setdefault(turn_of(c), c)
+    same = [c for key, c in turns.items() if key[:2] == turn_of(judged)[:2] and key != turn_of(judged)]
+    others = [c for key, c in turns.items() if key[1] != turn_of(judged)[1] and len(as_messages(c.prompt)) == 1]
+    return same + [c for c in others if prompt_key(c.prompt) != prompt_key(judged.prompt)][:openings]
+
+
+def turn_of(c: Comparison) -> Turn:
+    """(user, dialogue, turn) of a comparison that the `prism` source read."""
+    return c.user_id, c.metadata.get("dialogue"), c.metadata.get("turn")
 
 
 def part_sizes(comparisons: Sequence[Comparison]) -> list[str]:

@@ -94,8 +94,11 @@ def test_swapping_the_two_answers_turns_the_verdict(judge: Judge) -> None:
 
 
 def test_duels_of_cases() -> None:
-    case = Comparison("anna", "why?", "x", "y", user_text="brief", metadata={"feedback": "nice"})
-    assert duels_between([case], ["a"], ["b"]) == [Duel("anna", "why?", "a", "b", "brief", "nice")]
+    metadata = {"open_feedback": "nice", "system_string": "Be kind."}
+    case = Comparison("anna", "why?", "x", "y", user_text="brief", metadata=metadata)
+    assert duels_between([case], ["a"], ["b"]) == [
+        Duel("anna", "why?", "a", "b", "brief", "nice", system_string="Be kind.")
+    ]
     with pytest.raises(PrmError, match="1, 2, 1"):
         duels_between([case], ["a", "b"], ["b"])
 
@@ -107,7 +110,8 @@ def test_duels_of_cases() -> None:
         ({"prompt": " "}, "prompt"),
         ({"first": None}, "first"),
         ({"second": ["b"]}, "second"),
-        ({"feedback": 3}, "feedback"),
+        ({"open_feedback": 3}, "open_feedback"),
+        ({"system_string": None}, "system_string"),
     ],
 )
 def test_a_duel_that_makes_no_sense(fields: dict[str, object], name: str) -> None:

@@ -432,14 +432,21 @@ def test_the_question_tells_of_the_person_and_not_their_id(cache: Path) -> None:
         Comparison("anna-7", "tea?", "green tea", "black tea"),
         Comparison("anna-7", "cake?", "plum", "x" * 5000, p_chosen=0.5),
     )
-    duel = Duel("anna-7", "coffee?", "espresso", "", "likes it strong", "too chatty", past)
+    duel = Duel("anna-7", "coffee?", "espresso", "", "likes it strong", "too chatty", past, "Be brief.")
     with FakeEndpoint(likes_shorter) as server:
         LLMJudge(endpoint(server), cache)([duel])
     body = server.bodies[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 512)
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
     text = body["messages"][1]["content"]
-    for part in ("likes it strong", "too chatty", "The person: coffee?", "They preferred: green tea", "To: black tea"):
+    for part in (
+        "likes it strong",
+        "too chatty",
+        "Be brief.",
+        "The person: coffee?",
+        "They preferred: green tea",
+        "To: black tea",
+    ):
         assert part in text
     assert "They liked both alike: plum" in text
     assert "x" * 1200 + " ..." in text

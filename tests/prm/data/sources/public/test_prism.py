@@ -14,7 +14,7 @@ from prm.data.comparison import Message
 from prm.data.encoding import TextEncoder
 from prm.data.sources import Feedback, read_feedback
 from prm.data.sources.public import prism
-from prm.data.sources.public.prism_splits import judged_set, paper_parts
+from prm.data.sources.public.prism_splits import judged_set, other_turns, paper_parts, shortfalls, turn_of
 from prm.errors import DataError, PrmError
 from prm.models.backbones import load_tokenizer
 
@@ -210,29 +210,80 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
 def many(folder: Path) -> Feedback:
     """120 people, 12 of them unseen, with 4 dialogues of 3 turns and 4 pairs."""
     turns = [("hi", "good", ["bad", "worse"]), ("so", "fine", ["poor"]), ("then", "yes", ["no"])]
-    survey = [person(f"user{i}") for i in range(120)]
-    return read(folder, survey, [talk(f"user{i}", f"c{i}-{j}", *turns) for i in range(120) for j in range(4)])
+    names = [(f"user{i}", f"c{i}-{j}") for i in range(120) for j in range(4)]
+    talks = [
+        talk(user, name, *((f"{name} {said}", chosen, others) for said, chosen, others in turns))
+        for user, name in names
+    ]
+    return read(folder, [person(f"user{i}") for i in range(120)], talks)
 
 
 def test_the_judged_set_is_drawn_with_its_seed(tmp_path: Path) -> None:
+    """Ten seen users have one held-out dialogue of 3 turns, ten unseen ones four: 60 turns of first dialogues, and 16
+    of second ones, which the unseen alone have. Nothing is in it that is trained on."""
     log = many(tmp_path).comparisons
     found = judged_set(log, seed=3)
     assert found == judged_set(list(log), seed=3) != judged_set(log, seed=4)
     assert len(found) == 76
     people = {part: {c.user_id for c in found if c.metadata["split"] == part} for part in ("train", "test", "unseen")}
     assert [len(own) for own in people.values()] == [0, 10, 10]
+    trained = {(c.user_id, c.metadata["dialogue"]) for c in log if c.metadata["split"] == "train"}
+    assert not trained & {(c.user_id, c.metadata["dialogue"]) for c in found}
+    assert not people["unseen"] & {user for user, _ in trained}
     turns = [(c.metadata["dialogue"], c.metadata["turn"]) for c in found]
     assert len(set(turns)) == 76  # one sample a turn, by its first pair
+    dialogues = {c.metadata["dialogue"]: c.user_id for c in found}
+    whole = {user for name, user in dialogues.items() if sum(d == name for d, _ in turns) == 3}
+    assert whole == people["test"] | people["unseen"]
     assert {c.rejected for c in found} == {"bad", "poor", "no"}
     assert found == [c for c in log if c in found]
+    assert shortfalls(found) == []
 
 
 def test_the_judged_set_holds_everybody_and_what_there_is(tmp_path: Path) -> None:
+    """What a log has too little of is said; a prompt that opens two dialogues of a user is answered once."""
     log = many(tmp_path).comparisons
     assert len({c.user_id for c in judged_set(log, people=12, samples=5)}) == 24
-    assert len(judged_set(log, people=2, samples=5000)) == 2 * 3 + 2 * 12  # all turns of one and of four dialogues
-    with pytest.raises(PrmError, match=r"12 .*'unseen'.* 13 "):
-        judged_set(log, people=13)
+    assert shortfalls(judged_set(log, people=12, samples=5), 12, 5) == [
+        "24 turns instead of 5: each user has at least one"
+    ]
+    every = judged_set(log, people=2, samples=5000)
+    assert len(every) == 2 * 3 + 2 * 12  # all turns of one and of four dialogues
+    few = judged_set(log, people=13)
+    assert len({c.user_id for c in few if c.metadata["split"] == "unseen"}) == 12
+    assert shortfalls(few, 13) == [
+        "12 unseen users instead of 13: the log has no more (metadata 'split' 'unseen')",
+    ]
+    assert shortfalls(every, 2, 5000) == ["30 turns instead of 5000: the drawn users have no more"]
+    again = [replace(c, metadata={**c.metadata, "dialogue": "x"}) for c in every]
+    assert len(judged_set([*every, *again], people=2, samples=5000)) == 30
+    with pytest.raises(PrmError, match="'split'"):
+        judged_set([c for c in log if c.metadata["split"] == "train"])
+
+
+def test_other_turns_are_those_of_the_dialogue_and_openings_of_others(tmp_path: Path) -> None:
+    """By their first pairs, never the judged turn or its prompt."""
+    turns = [("hi", "good", ["bad", "worse"]), ("so", "fine", ["poor"]), ("then", "yes", ["no"])]
+    talks = [talk("u", "c0", *turns), short("u", "c1"), short("u", "c2"), short("u", "c3"), short("v", "c4")]
+    talks.append(talk("u", "c5", ("hi", "also good", ["bad"])))
+    log = read(tmp_path, [person("u"), person("v")], talks).comparisons
+    own = [c for c in log if c.user_id == "u"]
+    first, second = (next(c for c in own if turn_of(c) == ("u", "c0", number)) for number in (0, 1))
+    assert [(c.chosen, c.rejected) for c in other_turns(own, second, 0)] == [("good", "bad"), ("yes", "no")]
+    names = [turn_of(c)[1:] for c in other_turns(own, first, 3)]
+    assert names == [("c0", 1), ("c0", 2), ("c1", 0), ("c2", 0), ("c3", 0)]
+    assert [turn_of(c)[1:] for c in other_turns(own, second, 9)][-1] == ("c5", 0)
+
+
+def test_what_people_expect_and_say_afterwards_is_kept(tmp_path: Path) -> None:
+    """The system string is the person's, the feedback the conversation's; null is nothing, and neither is in the
+    prompt or the user's text."""
+    talks = [short("u", "c0") | {"open_feedback": "Too long."}, short("v", "c1") | {"open_feedback": None}]
+    first, second = read(tmp_path, [person("u"), person("v", system_string=None)], talks).comparisons
+    said = [(c.metadata["system_string"], c.metadata["open_feedback"]) for c in (first, second)]
+    assert said == [("Be kind.", "Too long."), ("", "")]
+    assert "Be kind." not in first.user_text
+    assert len(first.prompt) == 1
 
 
 def bad_talk(**entry: Any) -> dict[str, Any]:
@@ -249,6 +300,8 @@ BAD: list[tuple[Any, str]] = [
     (bad_talk(role="bot"), "'conversation_history[1].role' must be 'user' or 'model', got text"),
     (short(" ", "c9"), "'user_id' is empty"),
     (short("u", "c9") | {"conversation_id": None}, "'conversation_id' must be text, got null"),
+    (short("u", "c9") | {"open_feedback": 3}, "'open_feedback' must be text, got int 3"),
+    ({k: v for k, v in short("u", "c9").items() if k != "open_feedback"}, "'open_feedback' is missing"),
     ([1], "expected a JSON object, got a list"),
 ]
 
@@ -269,6 +322,7 @@ def test_a_bad_conversation_is_named_or_skipped(tmp_path: Path, bad: Any, said: 
         (person("v", order_stated_prefs=[]), "'order_stated_prefs' must be an object, got a list"),
         (person("v", self_description="\ud800"), "'the survey's text' holds a lone surrogate"),
         (person(""), "'user_id' is empty"),
+        (person("v", system_string=["x"]), "'system_string' must be text, got a list"),
         ("x", "expected a JSON object, got text"),
     ],
 )
