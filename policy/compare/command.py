@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from policy.compare import report_text
+from policy.compare.agreement import JudgeReport, judge_report, rewards_of
 from policy.compare.answering import Rows, Task, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_gold
@@ -27,7 +28,7 @@ from prm.io.folders import is_run, working_in
 from prm.io.tables import write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
-from prm.scoring.user_warnings import is_own_judge
+from prm.scoring.user_warnings import is_own_judge, shared_backbone
 from prm.training.prepare_log import DataSplit, split_data
 from rerank.sampling.sampler import Sampler
 
@@ -77,7 +78,8 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str], as_json: 
     judge = by_reward(task.cases, texts, rewards)
     arms = _answered(config, jobs, rows, rewards, training_seconds(folder, jobs))
     result = measure(arms, config.base, task.cases, task.groups, judge, unit, _in_matrix(config))
-    _write(config, task, jobs, result, texts, rewards, as_json)
+    judged = judge_report(config, jobs, [c for c in parts.test if can_judge(c)], task.cases, texts)
+    _write(config, task, jobs, result, judged, texts, rewards, as_json)
     return folder
 
 
@@ -102,6 +104,14 @@ def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
             raise PrmError(
                 f"config key 'judge.gold': the arm {name!r} was trained on {judge} or picks by it, and would be "
                 "judged by its own objective; name a reward model that no arm uses"
+            )
+    for run in rewards_of(config, jobs):
+        if name := shared_backbone(run, judge, planned):
+            logger.warning(
+                "warning: the judge %s and the reward %s read %s: the judge overlooks what the reward overlooks",
+                judge,
+                run,
+                name,
             )
 
 
@@ -236,12 +246,13 @@ def _write(
     task: Task,
     jobs: Sequence[Job],
     result: Result,
+    judged: JudgeReport,
     texts: Mapping[str, Sequence[str]],
     rewards: Mapping[str, Array],
     as_json: bool,
 ) -> None:
-    folder, sections, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
-    sentences = [*mixed_rules(config, task.cases), *sentences]
+    folder, sections = Path(config.output_dir), [*report_text.sections(result), judged.section()]
+    sentences = [*mixed_rules(config, task.cases), *judged.sentences(), *report_text.advice(result)]
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
     judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
     people, responses = counted(len(task.groups), "user"), counted(n, "response")
@@ -249,7 +260,7 @@ def _write(
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
-    metrics = {**about, **environment(), **result.to_dict(), "advice": sentences}
+    metrics = {**about, **environment(), **result.to_dict(), "judge": judged.to_dict(), "advice": sentences}
     with printing():
         if as_json:
             print(json.dumps(metrics, ensure_ascii=False))
