@@ -18,13 +18,16 @@ from policy.compare.agreement import (
     alike_on_responses,
     what_it_reads,
 )
-from policy.compare.judging import Gold
+from policy.compare.judging import Gold, gold_by_model
 from prm.data.comparison import Comparison
+from prm.errors import DataError
 from prm.metrics import Array, Estimate
+from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import backbones_below, shared_backbone
+from prm.training.run import train
 from tests.conftest import save_random
 from tests.policy.test_compare import tree, write
-from tests.prm.models.test_encoders import ENCODERS
+from tests.prm.models.test_encoders import ENCODERS, settings
 
 Table = Mapping[str, float]
 
@@ -74,6 +77,19 @@ def test_shares_on_responses_are_those_by_hand() -> None:
     assert alike_on_responses(JUDGE, REWARD, cases[2:], {"A": ["a"], "B": ["a"]}) == Alike(None, 0)
 
 
+def test_what_is_too_long_for_one_of_the_two_is_left_out_and_not_counted(tmp_path: Path) -> None:
+    """In the agreement alone: where responses are judged, it is an error as before."""
+    scorer = Scorer.from_pretrained(
+        train(settings(tmp_path, save_random(tmp_path / "e", t.AutoModel, ENCODERS["bert"])))
+    )
+    log = [Comparison("p0", "what?", "a king", "the fox"), Comparison("p0", "why?", "the fox", "the fox jumps " * 40)]
+    assert (
+        alike_on_comparisons(gold_by_model(scorer, skip_unreadable=True), gold_by_model(scorer, True), log).count == 1
+    )
+    with pytest.raises(DataError):
+        gold_by_model(scorer)(log, [c.rejected for c in log])
+
+
 def test_only_a_judge_that_shares_a_backbone_is_called_dependent() -> None:
     alike = Alike(None, 0)
     rewards = (Agreement("r", "x", "", alike, alike), Agreement("s", "y", "smollm2-135m", alike, alike))
@@ -116,7 +132,7 @@ def test_a_comparison_says_what_the_judge_reads(
     if name == "a copy":
         t.AutoModelForCausalLM.from_pretrained(own).save_pretrained(backbone)
         t.AutoTokenizer.from_pretrained(own).save_pretrained(backbone)
-    settings = tree(own, tmp_path)
+    whole = tree(own, tmp_path)
     on_backbone = {"name": backbone, "dtype": "float32", "max_length": 120}
     of_gold = {
         "data": {"path": "{reward}/test.jsonl", "test_fraction": 0.0, "holdout_by": "pair"},
@@ -125,11 +141,11 @@ def test_a_comparison_says_what_the_judge_reads(
     }
     gold = {"command": "train", "settings": of_gold}
     if name == "a copy":
-        settings["runs"]["reward"]["settings"] |= {"backbone": on_backbone | {"name": own}}
-    settings["runs"] = {one: settings["runs"][one] for one in ("sft", "reward")} | {"gold": gold}
-    settings["arms"] = {one: settings["arms"][one] for one in ("SFT", "chosen", "best of")}
-    settings |= {"judge": {"gold": "{gold}"}, "group_by": ""}
-    main(["compare", write(tmp_path, settings)])
+        whole["runs"]["reward"]["settings"] |= {"backbone": on_backbone | {"name": own}}
+    whole["runs"] = {one: whole["runs"][one] for one in ("sft", "reward")} | {"gold": gold}
+    whole["arms"] = {one: whole["arms"][one] for one in ("SFT", "chosen", "best of")}
+    whole |= {"judge": {"gold": "{gold}"}, "group_by": ""}
+    main(["compare", write(tmp_path, whole)])
     found = json.loads((tmp_path / "out/metrics.json").read_text())
     judge, (reward,) = found["judge"], found["judge"]["rewards"]
     assert backbone in judge["reads"] == what_it_reads(judge["judge"])
