@@ -54,7 +54,7 @@ def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mappi
     Args:
         planned: settings of runs that do not exist yet, by folder.
     """
-    judge = _folder_of(gold)
+    judge = _folder_of(gold, planned)
     return any(folder == judge or _is_copy(folder, judge) for folder, _ in _made_from(run, planned))
 
 
@@ -67,7 +67,7 @@ def _made_from(
     """
     todo, seen = [str(run)], set[Path]()
     while todo:
-        folder = _folder_of(todo.pop())
+        folder = _folder_of(todo.pop(), planned)
         if folder in seen:
             continue
         seen.add(folder)
@@ -101,9 +101,9 @@ def backbones_below(run: str | Path, planned: Mapping[Path, Mapping[str, object]
         if not isinstance(name, str):
             continue
         place = seen_from(folder, name) if is_run(folder) else name
-        own = _folder_of(place) not in runs
-        if own:
-            found[str(_folder_of(place)) if Path(place).expanduser().is_dir() else place] = name
+        made_by = _folder_of(place, planned)
+        if made_by not in runs:
+            found[str(made_by) if Path(place).expanduser().is_dir() else place] = name
         if is_run(folder):
             found[read_config(folder).fingerprints["backbone"]] = name
     return found
@@ -125,9 +125,11 @@ def _is_copy(folder: Path, judge: Path) -> bool:
     return digest(folder) == digest(judge)
 
 
-def _folder_of(run: str | Path) -> Path:
+def _folder_of(run: str | Path, planned: Mapping[Path, Mapping[str, object]] | None) -> Path:
+    """The run's own folder, also of its uniform model and of the backbone that it saved."""
     path = Path(run).expanduser().resolve()
-    return path.parent if path.name == "uniform" or (path.name == "backbone" and is_run(path.parent)) else path
+    saved = path.name == "backbone" and (is_run(path.parent) or path.parent in (planned or {}))
+    return path.parent if path.name == "uniform" or saved else path
 
 
 def warn_about_gold(run: str | Path, gold: str | Path) -> str:
