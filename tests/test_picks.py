@@ -63,6 +63,8 @@ def test_what_a_pick_is_worth(rewards: tuple[float, ...], first: float, captured
     found = value_of(question, dict(zip("abc", rewards, strict=True)))
     assert (found.first, found.captured) == pytest.approx((first, captured))
     level = Question("ann", "p", {"a": 1.0, "b": 1.0, "c": 1.0})  # nothing to capture
+    pair = Question("ann", "p", {"a": 0.0, "b": 1.0})  # the first rank is half a rank above the mean
+    assert value_of(pair, {"a": 1.0, "b": 0.0}) == Value(1.0, 1.0)
     assert value_of(level, dict(zip("abc", rewards, strict=True))) == Value(1.0, 0.0)
 
 
