@@ -50,7 +50,8 @@ class BackboneConfig(Settings, key="backbone"):
 
     Args:
         name: `smollm2-135m` (embedded), a local folder, or a hub id. A reward model (sequence classification with one
-            label) keeps its head: the generic user starts with its scores, and users add to them.
+            label) keeps its head: the generic user starts with its scores, and users add to them. Linear heads on a
+            frozen backbone can also read an encoder, such as those of sentence-transformers.
         layers: keep the first k layers only; all layers if empty.
         dtype: of the frozen weights; trained weights are always float32. `auto` picks what is fast on the device.
         max_length: maximum tokens per sequence. Truncation drops the oldest prompt text, never user or response.
@@ -242,10 +243,10 @@ class SearchConfig(Settings, key="search"):
         l2: penalties on the generic user's embedding, 0.5 l2 |e_0|^2 beside the summed loss.
         user_l2: penalties on how far each user's embedding is from it, 0.5 user_l2 |e_i - e_0|^2; the uniform model has
             none. With `low_rank` they are on the user's weights, and l2 on the directions, too.
-        layers: numbers of layers to read through; half and all of the backbone's layers if empty.
+        layers: numbers of layers to read through; half and all of the backbone's if empty, and all of an encoder's.
         poolings: poolings to try.
         combine: with pooling `mean`, also try a head on all these layers at once, and if `layers` is empty one on a
-            quarter, half, three quarters and all of the backbone's layers.
+            quarter, half, three quarters and all of the backbone's layers (not of an encoder).
         kernels: `rbf` also tries a kernel. It helps where the same or similar texts were compared many times; on new
             texts it is less certain. It is taken if it beats the linear head in every fold.
     """

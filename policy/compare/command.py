@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from policy.compare import report_text
+from policy.compare.agreement import JudgeReport, judge_report, rewards_of
 from policy.compare.answering import Rows, Task, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
 from policy.compare.headroom import Headroom, headrooms
@@ -29,7 +30,7 @@ from prm.io.folders import is_run, working_in
 from prm.io.tables import plain, write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
-from prm.scoring.user_warnings import is_own_judge
+from prm.scoring.user_warnings import is_own_judge, shared_backbone
 from prm.training.prepare_log import DataSplit, split_data
 from rerank.sampling.sampler import Sampler
 
@@ -79,7 +80,9 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str], as_json: 
     judge = by_reward(task.cases, texts, rewards)
     arms = _answered(config, jobs, rows, rewards, training_seconds(folder, jobs))
     result = measure(arms, config.base, task.cases, task.groups, judge, unit, _in_matrix(config))
-    _write(config, task, jobs, result, headrooms(arms, gold, task.cases), texts, rewards, as_json)
+    judged = judge_report(config, jobs, [c for c in parts.test if can_judge(c)], task.cases, texts)
+    headroom = headrooms(arms, gold, task.cases)
+    _write(config, task, jobs, result, headroom, judged, texts, rewards, as_json)
     return folder
 
 
@@ -104,6 +107,14 @@ def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
             raise PrmError(
                 f"config key 'judge.gold': the arm {name!r} was trained on {judge} or picks by it, and would be "
                 "judged by its own objective; name a reward model that no arm uses"
+            )
+    for run in rewards_of(config, jobs):
+        if name := shared_backbone(run, judge, planned):
+            logger.warning(
+                "warning: the judge %s and the reward %s read %s: the judge overlooks what the reward overlooks",
+                judge,
+                run,
+                name,
             )
 
 
@@ -239,12 +250,13 @@ def _write(
     jobs: Sequence[Job],
     result: Result,
     headroom: Mapping[str, Headroom],
+    judged: JudgeReport,
     texts: Mapping[str, Sequence[str]],
     rewards: Mapping[str, Array],
     as_json: bool,
 ) -> None:
-    folder, sections, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
-    sentences = [*mixed_rules(config, task.cases), *sentences]
+    folder, sections = Path(config.output_dir), [*report_text.sections(result), judged.section()]
+    sentences = [*mixed_rules(config, task.cases), *judged.sentences(), *report_text.advice(result)]
     lead = report_text.headroom_section(headroom, _in_matrix(config), result.unit)
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
     judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
@@ -254,7 +266,7 @@ def _write(
     runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
     share = {"headroom_share": plain({name: asdict(one) for name, one in headroom.items()})}
-    metrics = {**share, **about, **environment(), **result.to_dict(), "advice": sentences}
+    metrics = {**share, **about, **environment(), **result.to_dict(), "judge": judged.to_dict(), "advice": sentences}
     with printing():
         if as_json:
             print(json.dumps(metrics, ensure_ascii=False))

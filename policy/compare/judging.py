@@ -7,7 +7,7 @@ import numpy as np
 from policy.compare.config import CompareConfig
 from policy.judging.judges import Duel, Judge, JudgedDuels, named_rule
 from prm.data.comparison import Comparison, naming_rows, prompt_key
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.metrics import Array
 from prm.scoring.scorer import Scorer
 
@@ -18,9 +18,9 @@ def open_gold(config: CompareConfig) -> tuple[Gold, Callable[[Comparison], bool]
     """(rewards of a response to each case, NaN for an empty one; whether it can judge a case; unit of the rewards)."""
     if config.judge.gold:
         scorer = Scorer.from_pretrained(config.resolve(config.judge.gold), cache=True)
-        return _by_model(scorer), lambda c: scorer.knows(c.user_id), "in the judge's logits"
+        return gold_by_model(scorer), lambda c: scorer.knows(c.user_id), "in the judge's logits"
     field = config.judge.rule_field
-    return _by_rule(field), lambda c: bool(c.metadata.get(field)), "as each user's rule counts"
+    return gold_by_rule(field), lambda c: bool(c.metadata.get(field)), "as each user's rule counts"
 
 
 def gold_rewards(gold: Gold, cases: Sequence[Comparison], responses: Mapping[str, Sequence[str]]) -> dict[str, Array]:
@@ -65,7 +65,9 @@ def mixed_rules(config: CompareConfig, cases: Sequence[Comparison]) -> list[str]
     ]
 
 
-def _by_rule(field: str) -> Gold:
+def gold_by_rule(field: str) -> Gold:
+    """Rewards by the rule that stands in a metadata field of each case."""
+
     def rewards(cases: Sequence[Comparison], responses: Sequence[str]) -> Array:
         rules = {name: named_rule(name) for name in {str(c.metadata[field]) for c in cases}}
         return np.array([rules[str(c.metadata[field])](r) for c, r in zip(cases, responses, strict=True)], np.float64)
@@ -73,10 +75,18 @@ def _by_rule(field: str) -> Gold:
     return rewards
 
 
-def _by_model(scorer: Scorer) -> Gold:
+def gold_by_model(scorer: Scorer, skip_unreadable: bool = False) -> Gold:
+    """Rewards by a reward model, NaN for empty responses.
+
+    Args:
+        skip_unreadable: also NaN for what does not fit its `max_length`, which otherwise raises `DataError`.
+    """
+
     def rewards(cases: Sequence[Comparison], responses: Sequence[str]) -> Array:
         out = np.full(len(cases), np.nan)
         scored = [i for i, response in enumerate(responses) if scorer.reader.has_tokens(response)]
+        if skip_unreadable:
+            scored = [i for i in scored if _fits(scorer, cases[i], responses[i])]
         chosen = [cases[i] for i in scored]
         rows = [
             (f"a response to the prompt of {c.origin or 'a case'}", (c, responses[i])) for i, c in zip(scored, chosen)
@@ -92,3 +102,11 @@ def _by_model(scorer: Scorer) -> Gold:
         return out
 
     return rewards
+
+
+def _fits(scorer: Scorer, case: Comparison, response: str) -> bool:
+    try:
+        scorer.reader.check(case.prompt, response, case.user_text)
+    except DataError:
+        return False
+    return True

@@ -140,14 +140,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return load_tokenizer_of(resolve(name), f"backbone {name!r}")
 
 
-def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_backbone(
+    name: str, layers: int | None = None, dtype: torch.dtype = torch.float32, bidirectional: bool = False
+) -> PreTrainedModel:
     """Load a causal language model without its head, truncated to its first `layers` layers if given.
+
+    Args:
+        bidirectional: also load encoders, such as BERT, for frozen linear heads: they read every text as a whole.
 
     Raises `PrmError` if it cannot be loaded, is not causal, or has fewer layers.
     """
     backbone = _load(AutoModel, name, dtype)
-    if _is_bidirectional(backbone):
-        raise PrmError(f"backbone {name!r}: {type(backbone).__name__} is bidirectional; name a causal language model")
+    if not bidirectional and is_bidirectional(backbone):
+        raise PrmError(
+            f"backbone {name!r}: {type(backbone).__name__} is bidirectional; name a causal language model, or train "
+            "linear heads on it: train 'frozen', reward.form 'linear_head'"
+        )
     refuse_narrow_words(name, backbone)
     if layers is not None:
         truncate_layers(backbone, layers)
@@ -166,7 +174,7 @@ def refuse_narrow_words(name: str, backbone: PreTrainedModel) -> None:
         )
 
 
-def _is_bidirectional(backbone: PreTrainedModel) -> bool:
+def is_bidirectional(backbone: PreTrainedModel) -> bool:
     """Whether hidden states depend on later tokens; tested unless the config says so."""
     config: Any = backbone.config
     if type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_decoder", None) is not False:

@@ -7,7 +7,7 @@ from torch import nn
 
 ENDLESS = 1 << 30  # for backbones without a limit
 _POSITION_TABLE = re.compile(
-    r"(.*\.)?(wpe|embed_positions|positions_embed|pos_encoding)"
+    r"(.*\.)?(wpe|embed_positions|positions_embed|pos_encoding|position_embeddings)"
 )  # learned or fixed tables of positions
 
 
@@ -20,7 +20,16 @@ def reach(backbone: nn.Module) -> int:
     config: Any = _text_config(backbone)
     named = [*backbone.named_modules(), *backbone.named_buffers()]
     has_table = any(_POSITION_TABLE.fullmatch(name) for name, _ in named)
-    return min(window(backbone) if has_table else ENDLESS, _rope_limit(config))
+    end = window(backbone) - first_position(backbone) if has_table else ENDLESS
+    return min(end, _rope_limit(config))
+
+
+def first_position(backbone: nn.Module) -> int:
+    """The position of a text's first token: 0, or the one after that of padding, as in RoBERTa's table."""
+    for name, module in backbone.named_modules():
+        if _POSITION_TABLE.fullmatch(name) and getattr(module, "padding_idx", None) is not None:
+            return int(getattr(module, "padding_idx")) + 1  # noqa: B009
+    return 0
 
 
 def window(backbone: nn.Module) -> int:

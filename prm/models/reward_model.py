@@ -14,8 +14,9 @@ from prm.data.encoding import Batch
 from prm.errors import PrmError
 from prm.io.run_files import Parameters
 from prm.models.backbone_state import switched
-from prm.models.backbones import final_norm, weights_fingerprint
+from prm.models.backbones import final_norm, is_bidirectional, weights_fingerprint
 from prm.models.dropout import without_dropout
+from prm.models.length_limits import first_position
 from prm.models.nystroem import Rbf
 from prm.models.packing import can_pack, forward_packed
 from prm.models.user_token_embedding import condition, to_generic
@@ -61,6 +62,9 @@ class RewardModel(nn.Module):
     if there is one. With several features (`feature_spec`) h is their concatenation, and d its width; `width` is that
     of one hidden state.
 
+    `bidirectional` says that the hidden states of a text depend on later tokens, too, as an encoder's do: such texts
+    share nothing.
+
     Args:
         backbone: its input embedding is wrapped and its dropout switched off.
         user_model: embeds users.
@@ -84,6 +88,7 @@ class RewardModel(nn.Module):
     ):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
+        self.bidirectional, self._first_position = is_bidirectional(backbone), first_position(backbone)
         without_dropout(backbone)
         self.config = backbone.config
         text_config = backbone.config.get_text_config()
@@ -174,8 +179,8 @@ class RewardModel(nn.Module):
         out = self.backbone(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask.long(),
-            position_ids=positions,
-            use_cache=False,
+            position_ids=positions + self._first_position,
+            **({} if self.bidirectional else {"use_cache": False}),
         )
         return out.last_hidden_state
 

@@ -34,10 +34,12 @@ class BackboneLoader:
     def load(self, name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """A backbone without its head: truncated as by `load_backbone`, or complete as by `load_reward_model`.
 
+        It may be bidirectional: whether a run can be trained on it was decided when it was trained.
+
         Raises as they do.
         """
         has_head = is_reward_model(name)
         if (name, dtype) not in self._complete:
-            complete = load_reward_model(name, dtype)[0] if has_head else load_backbone(name, None, dtype)
+            complete = load_reward_model(name, dtype)[0] if has_head else load_backbone(name, None, dtype, True)
             self._complete[name, dtype] = complete
         return share_weights(self._complete[name, dtype], None if has_head else layers)

@@ -12,6 +12,7 @@ from prm.config import format_features
 from prm.data.arguments import require_list
 from prm.data.encoding import Encoded
 from prm.errors import DataError, PrmError, shown
+from prm.models.backbones import is_causal
 from prm.models.reward_model import RewardModel
 
 _UNIT = 1e-2  # vectors whose length is this close to 1, all of them, were normalised
@@ -30,9 +31,17 @@ class FeatureInputs:
 
     Args:
         ids: for each model the token ids of each of its texts.
+
+    Raises `PrmError` for a model of the mean whose states depend on later tokens: its prompt cannot be taken off.
     """
 
     def __init__(self, model: RewardModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Encoded]):
+        if any(pooling == "mean" for _, pooling in model.feature_spec) and not is_causal(model.backbone):
+            raise PrmError(
+                "the run reads the mean over the response, and the hidden states of its backbone depend on later "
+                "tokens: no mean over the prompt alone can be taken off. Train with search.poolings [last], or let "
+                "'score' read the texts"
+            )
         self._model, self._tokenizer, self._texts = model, tokenizer, texts
         prompts = [tuple(text.ids[: text.response[0]]) for text in texts]
         position = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}

@@ -1,13 +1,14 @@
 """Warnings before scoring: ids that look mistyped, users with few comparisons, and judges that are not independent."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prm.errors import closest, counted
 from prm.io.folders import is_run
 from prm.io.run_files import LogRecord, read_run
+from prm.models.backbone_paths import seen_from
 
 if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer
@@ -53,21 +54,67 @@ def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mappi
     Args:
         planned: settings of runs that do not exist yet, by folder.
     """
-    judge, todo, seen = _folder_of(gold), [str(run)], set[Path]()
+    judge = _folder_of(gold, planned)
+    return any(folder == judge or _is_copy(folder, judge) for folder, _ in _made_from(run, planned))
+
+
+def _made_from(
+    run: str | Path, planned: Mapping[Path, Mapping[str, object]] | None
+) -> Iterator[tuple[Path, Mapping[str, object]]]:
+    """(folder, settings) of the run, of its reward, of the run that it continues, of its backbone, and so on.
+
+    Settings are empty for what is no run: a language model or an encoder.
+    """
+    todo, seen = [str(run)], set[Path]()
     while todo:
-        folder = _folder_of(todo.pop())
+        folder = _folder_of(todo.pop(), planned)
         if folder in seen:
             continue
         seen.add(folder)
-        if folder == judge or _is_copy(folder, judge):
-            return True
         stored = read_run(folder).get("config", {}) if is_run(folder) else {}
         settings = (planned or {}).get(folder, stored)
-        backbone = settings.get("backbone")
-        name = backbone.get("name") if isinstance(backbone, Mapping) else None
-        sources = [settings.get("reward"), settings.get("start_from"), name]
+        yield folder, settings
+        sources = [settings.get("reward"), settings.get("start_from"), _backbone_in(settings)]
         todo += [source for source in sources if isinstance(source, str) and source]
-    return False
+
+
+def _backbone_in(settings: Mapping[str, object]) -> object:
+    backbone = settings.get("backbone")
+    return backbone.get("name") if isinstance(backbone, Mapping) else None
+
+
+def backbones_below(run: str | Path, planned: Mapping[Path, Mapping[str, object]] | None = None) -> dict[str, str]:
+    """The language models and encoders that a run, its reward and its backbone started from.
+
+    Names by what they are known by: their folder or hub id, and the fingerprints of the weights that the runs read, so
+    that a copy in another folder is found out, unless other training lies between.
+
+    Args:
+        planned: as of `is_own_judge`.
+    """
+    from prm.checkpoint.config_file import read_config
+
+    made_from = list(_made_from(run, planned))
+    runs, found = {folder for folder, settings in made_from if settings}, dict[str, str]()
+    for folder, settings in made_from:
+        name = _backbone_in(settings)
+        if not isinstance(name, str):
+            continue
+        place = seen_from(folder, name) if is_run(folder) else name
+        made_by = _folder_of(place, planned)
+        if made_by not in runs:
+            found[str(made_by) if Path(place).expanduser().is_dir() else place] = name
+        if is_run(folder):
+            found[read_config(folder).fingerprints["backbone"]] = name
+    return found
+
+
+def shared_backbone(
+    run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, object]] | None = None
+) -> str:
+    """The name of a language model or encoder that a run and its judge both started from; "" if there is none."""
+    judge = backbones_below(gold, planned)
+    return next((name for mark, name in backbones_below(run, planned).items() if mark in judge), "")
 
 
 def _is_copy(folder: Path, judge: Path) -> bool:
@@ -78,17 +125,26 @@ def _is_copy(folder: Path, judge: Path) -> bool:
     return digest(folder) == digest(judge)
 
 
-def _folder_of(run: str | Path) -> Path:
+def _folder_of(run: str | Path, planned: Mapping[Path, Mapping[str, object]] | None) -> Path:
+    """The run's own folder, also of its uniform model and of the backbone that it saved."""
     path = Path(run).expanduser().resolve()
-    return path.parent if path.name == "uniform" else path
+    saved = path.name == "backbone" and (is_run(path.parent) or path.parent in (planned or {}))
+    return path.parent if path.name == "uniform" or saved else path
 
 
 def warn_about_gold(run: str | Path, gold: str | Path) -> str:
-    """Log a line if a judge was trained on the same data as a run, and return it; "" if it was not."""
+    """Log a line if a judge was trained on the same data as a run or reads the same backbone; return it, or ""."""
     data, gold_data = (read_run(Path(folder)).get("data", LogRecord()) for folder in (run, gold))
-    same = data.get("path") == gold_data.get("path") or data.get("fingerprint") == gold_data.get("fingerprint")
-    if not (data.get("path") and same):
+    alike = data.get("path") == gold_data.get("path") or data.get("fingerprint") == gold_data.get("fingerprint")
+    same_data, name = bool(data.get("path")) and alike, shared_backbone(run, gold)
+    if same_data and name:
+        fault = f"were trained on the same data and read {name}: the judge shares the run's errors"
+    elif same_data:
+        fault = "were trained on the same data, though on different backbones: the judge may share the run's errors"
+    elif name:
+        fault = f"read {name}: the judge overlooks what the run overlooks"
+    else:
         return ""
-    warning = f"warning: {run} and {gold} were trained on the same data: the judge shares the run's errors"
+    warning = f"warning: {run} and {gold} {fault}"
     logger.warning("%s", warning)
     return warning

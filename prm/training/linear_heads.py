@@ -147,7 +147,9 @@ def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpe
     if config.reward.features:
         return [model.feature_spec]
     full, poolings = model.layers, list(config.search.poolings)
-    depths = list(dict.fromkeys(config.search.layers)) or sorted({-(-full // 2), full})
+    # an encoder was trained to say what a text means with its last layer
+    by_default = [full] if model.bidirectional else sorted({-(-full // 2), full})
+    depths = list(dict.fromkeys(config.search.layers)) or by_default
     if max(depths) > full or min(depths) < 1:
         raise PrmError(f"config key 'search.layers' holds {depths}, but the backbone has {full} layers")
     if model.base is not None:  # its head reads only the last token of the last layer
@@ -158,7 +160,7 @@ def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpe
         depths, poolings = [full], ["last"]
     specs: list[FeatureSpec] = [((depth, pooling),) for depth in depths for pooling in poolings]
     if config.search.combine and "mean" in poolings:
-        joined = [depths] if config.search.layers else [depths, _quarters(full)]
+        joined = [depths] if config.search.layers or model.bidirectional else [depths, _quarters(full)]
         specs += dict.fromkeys(tuple((depth, "mean") for depth in several) for several in joined if len(several) > 1)
     return specs
 

@@ -69,7 +69,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, day: str = "") -> Chec
             )
         backbone, base = load_reward_model(name, dtype)
     else:
-        backbone = load_backbone(name, config.backbone.layers, dtype)
+        backbone = load_backbone(name, config.backbone.layers, dtype, bidirectional=config.fast_path)
     checkpoint = _checkpoint_on(backbone.requires_grad_(full), base, config, users, landmarks=0, day=day)
     checkpoint.model.to(device)
     return checkpoint

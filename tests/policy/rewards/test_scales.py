@@ -12,7 +12,7 @@ import torch
 from tokenizers.normalizers import Replace
 
 from policy.compare.answering import _rewards
-from policy.compare.judging import _by_model, gold_rewards
+from policy.compare.judging import gold_by_model, gold_rewards
 from policy.judging.judges import Duel, gold
 from policy.rewards.adapters import EMPTY, trl_reward
 from policy.rewards.personal import PersonalReward, compute_rewards
@@ -160,7 +160,7 @@ def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:
     texts, case = [PASSED_OVER, "a king", "the fox"], Comparison("p0", "why?", "a", "b")
     duels = [Duel("p0", "why?", first, second) for first, second in (texts[:2], texts[1::-1], [PASSED_OVER, " "])]
     assert gold(deaf)(duels).scores.tolist() == [0.0, 1.0, 0.5]
-    by_arm = gold_rewards(_by_model(deaf), [case], {"a": texts[:1], "b": texts[1:2], "c": texts[2:]})
+    by_arm = gold_rewards(gold_by_model(deaf), [case], {"a": texts[:1], "b": texts[1:2], "c": texts[2:]})
     assert by_arm["a"] == min(by_arm["b"], by_arm["c"])
     rewards = _rewards(deaf, "why?", texts, "p0")
     assert [rewards.index(-math.inf), rewards.count(-math.inf)] == [0, 1]
