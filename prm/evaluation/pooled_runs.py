@@ -10,7 +10,7 @@ from typing import Annotated, NotRequired, TypedDict
 import numpy as np
 
 from prm.checks import Natural
-from prm.errors import CheckpointError, PrmError, counted
+from prm.errors import CheckpointError, PrmError
 from prm.evaluation.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluation.verdict import BASELINES, Against, Verdict, verdict_on
 from prm.io.missing import no_such
@@ -121,7 +121,7 @@ def _verdict(entries: Sequence[tuple[str, dict[str, float]]]) -> Verdict:
     names = [name for name in BASELINES if all(name in entry for entry in with_decided)]
     against = [_against(entries, name) for name in names]
     decided, people = int(sum(e["comparisons"] - e["ties"] for e in with_decided)), len({user for user, _ in entries})
-    return verdict_on(_over_users(entries, lambda e: e[PERSONAL]), against, decided, counted(people, "user"))
+    return verdict_on(_over_users(entries, lambda e: e[PERSONAL]), against, decided, people)
 
 
 def _against(entries: Sequence[tuple[str, dict[str, float]]], name: str) -> Against:

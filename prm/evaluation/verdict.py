@@ -79,27 +79,33 @@ def verdict_of(models: Mapping[str, Array], rules: Mapping[str, Array], labels: 
         name: _against(name, personal, others[name], labels, name in models) for name in others if name != PERSONAL
     }
     decided = labels.p != 0.5
-    size = f"{len(set(labels.units[decided].tolist()))} {drawn}"
+    n_units = len(set(labels.units[decided].tolist()))
     accuracy = estimate(correct(personal, labels.p), labels.units)
     against = [by_name[name] for name in BASELINES if name in by_name]
-    return verdict_on(accuracy, against, int(decided.sum()), size, by_name.get(SHUFFLED))
+    return verdict_on(accuracy, against, int(decided.sum()), n_units, drawn, by_name.get(SHUFFLED))
 
 
 def verdict_on(
-    accuracy: Estimate, against: Sequence[Against], decided: int, units: str, shuffled: Against | None = None
+    accuracy: Estimate,
+    against: Sequence[Against],
+    decided: int,
+    n_units: int,
+    drawn: str = "users",
+    shuffled: Against | None = None,
 ) -> Verdict:
     """The verdict on a personal model of this accuracy.
 
     Args:
         decided: number of comparisons without ties.
-        units: what intervals are drawn over, with its number: "11 users".
+        n_units: number of what intervals are drawn over.
+        drawn: what that is.
     """
     state, beside = standing([(a.name, a.points) for a in against], WIDE)
     accuracies = ((PERSONAL, accuracy), *((a.name, a.accuracy) for a in against))
     chance = [name for name, e in accuracies if e.low <= 0.5 <= e.high]
     verdict = Verdict("", state, beside, tuple(chance), tuple(against), shuffled)
-    if decided < FEWEST or int(units.split()[0]) < FEW_PEOPLE:
-        says = f"too little data for a verdict: {decided} decided comparisons, {units}"
+    if decided < FEWEST or n_units < FEW_PEOPLE:
+        says = f"too little data for a verdict: {decided} decided comparisons, {n_units} {drawn}"
         says += f" (at least {FEWEST} and {FEW_PEOPLE} are needed)"
         return replace(verdict, says=says, state="too few")
     return replace(verdict, says=_sentence(accuracy, verdict))

@@ -70,7 +70,7 @@ def test_from_which_step_on_it_pays() -> None:
 
     def at(after: int, low: float, low_nll: float) -> ColdStartStep:
         gain, saved = Estimate(0.1, low, 0.2), Estimate(0.1, low_nll, 0.2)
-        verdict = verdict_on(gain, [Against("uniform, tuned", gain, gain, saved)], 99, "9 people")
+        verdict = verdict_on(gain, [Against("uniform, tuned", gain, gain, saved)], 99, 9)
         return ColdStartStep(after, verdict, [], gain, saved)
 
     def pays(*steps: ColdStartStep) -> int | None:

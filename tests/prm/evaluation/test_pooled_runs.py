@@ -84,6 +84,15 @@ def test_from_how_many_judgements_it_pays(tmp_path: Path) -> None:
     assert found.to_dict()["pays_from"] == (50, 10)
 
 
+def test_a_thousand_people_are_pooled(tmp_path: Path) -> None:
+    """Their number has a comma where it is shown."""
+    (tmp_path / "a").mkdir()
+    table = {f"p{i}": entry(4, 1.0, 0.5, 0.1) for i in range(1000)}
+    write_json(tmp_path / "a" / "evaluation-test.json", {"per_user": table})
+    found = pool([tmp_path / "a"])
+    assert (found.everybody.people, found.verdict.state) == (1000, "better")
+
+
 def test_another_log_than_the_held_out_part(runs: list[Path]) -> None:
     (runs[0] / "evaluation-test.json").rename(runs[0] / "evaluation-new.json")
     assert pool(runs[:1], "new").everybody.people == 2
