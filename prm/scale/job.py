@@ -138,12 +138,17 @@ def open_job(
     manifest = folder / MANIFEST
     if manifest.exists():
         record = _known(manifest, record)
-    elif folder.exists() and (others := sorted(path.name for path in folder.iterdir())):
+    elif folder.exists() and (others := _names(folder)):
         raise PrmError(f"{folder} is not empty, and not a folder of scores: it holds {some(others)}; name another one")
     make_folder(folder)
     if not manifest.exists():
         write_json(manifest, record)
     return Job(folder, run, backbone, tuple(inputs), layout["groups"], layout["shard_rows"], key, record)
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder, but for hidden files, which killed commands leave."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _known(manifest: Path, asked: Mapping[str, object]) -> dict[str, object]:
@@ -179,8 +184,6 @@ def _known(manifest: Path, asked: Mapping[str, object]) -> dict[str, object]:
 def refuse_other_shards(job: Job, shards: int) -> None:
     """Raise `PrmError` if there are files in the folder that are none of the job's."""
     own = {MANIFEST, WORK, *(job.shard(i).name for i in range(shards))}
-    # the hidden ones are left by killed commands
-    others = sorted(p.name for p in job.folder.iterdir() if p.name not in own and not p.name.startswith("."))
-    if others:
+    if others := [name for name in _names(job.folder) if name not in own]:
         what = counted(shards, "shard")
         raise PrmError(f"{job.folder} has files that are none of this job's {what}: {some(others)}; move them away")

@@ -13,6 +13,7 @@ from prm.io.folders import working_in
 from prm.io.interrupts import resumable
 from prm.models.backbones import device_named
 from prm.scale.job import MANIFEST, Job, Result, input_files, open_job, refuse_other_shards
+from prm.scale.ray_engine import read_with_ray
 from prm.scale.read_texts import Read, read_texts, read_with
 from prm.scale.requests import parse_request, scored_row
 from prm.scale.sort_texts import Checker, sort_texts
@@ -83,6 +84,8 @@ def _run(job: Job, result: Result, read: Read) -> None:
 def _engine(engine: Engine, run: str, backbone: str | None, device: str | None, workers: int | None) -> Read:
     if workers is not None and engine != "ray":
         raise PrmError("--workers goes with --engine ray")
+    if engine == "ray":
+        return read_with_ray(run, backbone, device, workers)
     target = device_named(device)
     return read_with(lambda: Scorer.from_pretrained(run, backbone, target))
 

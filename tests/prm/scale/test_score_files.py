@@ -23,6 +23,7 @@ from prm.io.tables import write_jsonl
 from prm.models.reward_model import RewardModel
 from prm.scale import read_texts
 from prm.scale.score_files import score_files
+from prm.scale.work_files import opened
 from prm.scoring import text_reader
 from prm.scoring.scorer import Scorer
 from tests.paths import ROOT
@@ -172,12 +173,12 @@ class Killed(BaseException):
 def test_a_killed_job_goes_on(
     run_of: Callable[[str], Path], tmp_path: Path, read: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended before each of its changes in turn: no shard is ever half written, and no text whose reward is kept is
-    read again."""
+    """Ended before each of its changes in turn: shards are whole or absent, no text with a reward is read again."""
     monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 600)
-    rows, run, out = rows_to_score(16), run_of("linear"), tmp_path / "out"
+    rows, run = rows_to_score(8), run_of("linear")
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    steps_left = 0
+    rewards, texts = expected(run, rows), {(row["prompt"], response) for row in rows for response in row["responses"]}
+    steps_left, steps = 0, 0
 
     def before(step: str, path: Path) -> None:
         nonlocal steps_left
@@ -185,30 +186,41 @@ def test_a_killed_job_goes_on(
         if steps_left < 0:
             raise Killed
 
+    def score(out: Path) -> None:
+        score_files(str(run), str(tmp_path / "rows.jsonl"), str(out), device="cpu", shard_rows=5)
+
     monkeypatch.setattr(disk, "before", before)
-    reward_files = 0
-    for steps in range(1, 200):
-        steps_left, kept = steps, len(list(out.glob("_work/rewards-*.arrow")))
-        read.clear()
+    kept_once = done = False
+    while not done:
+        steps, out = steps + 1, tmp_path / f"out{steps}"
+        steps_left = steps
         try:
-            score_files(str(run), str(tmp_path / "rows.jsonl"), str(out), device="cpu", shard_rows=5)
+            score(out)
+            done = True
         except Killed:
-            assert [len(pq.read_table(p)) for p in sorted(out.glob("*.parquet"))] == [5, 5, 5, 1][
-                : len(list(out.glob("*.parquet")))
-            ]
-            reward_files = max(reward_files, kept)
-            continue
-        break
-    assert reward_files > 2
-    assert not read  # the last call found all rewards
-    for row, rewards in zip(written(out), expected(run, rows), strict=True):
-        assert row["rewards"] == pytest.approx(rewards, abs=CLOSE)
-    assert not (out / "_work").exists()
-    assert not list(out.glob(".*"))
-    before_again = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    steps_left = 10**6
-    score_files(str(run), str(tmp_path / "rows.jsonl"), str(out), device="cpu", shard_rows=5)  # it is done already
-    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before_again
+            shards = sorted(out.glob("*.parquet"))
+            assert [pq.read_metadata(path).num_rows for path in shards] == [5, 3][: len(shards)]
+        files = list(out.glob("_work/rewards-*.arrow"))
+        kept = {position for path in files for position in positions(path)}
+        steps_left = 10**6
+        read.clear()
+        score(out)
+        if files:  # each text is asked for by four people
+            assert len(read) == len(texts) - len(kept) // 4
+        kept_once |= 0 < len(kept) < 4 * len(texts)
+        for row, values in zip(written(out), rewards, strict=True):
+            assert row["rewards"] == pytest.approx(values, abs=CLOSE)
+        names = sorted(path.name for path in out.iterdir())
+        assert names == ["_manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert steps > 20
+    assert kept_once
+
+
+def positions(path: Path) -> list[tuple[int, int]]:
+    """(portion, position) of each reward of a work file."""
+    with opened(path) as reader:
+        batches = [reader.get_batch(i).column("position").to_pylist() for i in range(reader.num_record_batches)]
+    return [(portion, position) for portion, batch in enumerate(batches) for position in batch]
 
 
 BAD = {
