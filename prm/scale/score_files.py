@@ -61,6 +61,7 @@ def score_files(
     with working_in(folder) as real, resumable((folder / MANIFEST).exists):
         job = open_job(real, Path(run), backbone, inputs, result.name, shard_rows)
         if job.is_done:
+            remove(job.work)  # a kill may have left it
             logger.info("%s is done already", folder)
             return folder
         _run(job, result, read)
