@@ -66,9 +66,16 @@ def score(run_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., None]:
 def test_two_nodes_give_the_numbers_of_one_process(
     cluster: Cluster, score: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And both read."""
-    workers, send = set(), ray_engine.send
-    monkeypatch.setattr(ray_engine, "send", lambda worker, texts: workers.add(worker) or send(worker, texts))
+    """And both read: the first to load leaves the other the time to load, too."""
+    workers, send = set[object](), ray_engine.send
+
+    def slowly(worker: object, texts: read_texts.Texts) -> object:
+        workers.add(worker)
+        if len(workers) == 1:
+            time.sleep(3)
+        return send(worker, texts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ray_engine, "send", slowly)
     score()
     assert len(workers) == 2
 
