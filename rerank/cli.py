@@ -6,7 +6,7 @@ from argparse import Action, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prm.checks import built
-from prm.cli.arguments import run_command
+from prm.cli.arguments import add_engine, run_command
 from prm.cli.parsing import Parser
 from prm.errors import DataError, PrmError, counted
 from prm.io.endpoint import EndpointError, is_url
@@ -55,8 +55,10 @@ def build_parser() -> Parser:
     parser.add_package_flags(_with_subcommands)
     add_request_flags(parser)
     parser.add_argument("--strategy", default="best", help=f"how candidates are ranked: {help_text()}")
-    parser.add_argument("--output", help="JSON Lines file to write; the terminal if left out")
+    output = "JSON Lines file to write; the terminal if left out; with --engine a folder of Parquet shards"
+    parser.add_argument("--output", help=output)
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
+    add_engine(parser)
     return parser
 
 
@@ -116,6 +118,11 @@ def rerank_command(args: Namespace) -> None:
     sampling, strategy = built(Sampling, args.settings.get("sampling", {}), "sampling"), Strategy.parse(args.strategy)
     if strategy.name == "regularised" and is_url(args.generator or ""):
         raise PrmError(f"--strategy {args.strategy} needs the generator's log-probabilities: an endpoint gives none")
+    if args.engine is not None:
+        _rank_files(args, strategy, sampling)
+        return
+    if args.workers is not None:
+        raise PrmError("--workers goes with --engine ray")
     rows = rank_requests(args, read_requests(args), sampling, strategy)
     if args.output:
         write_jsonl(args.output, rows)
@@ -125,6 +132,22 @@ def rerank_command(args: Namespace) -> None:
     else:
         for row in rows:
             print_ranking(row)
+
+
+def _rank_files(args: Namespace, strategy: Strategy, sampling: Sampling) -> None:
+    """Rank files of any size into a folder of shards."""
+    if args.input is None or args.output is None:
+        raise PrmError("--engine ranks files into a folder: give --input FILES and --output FOLDER")
+    if args.user is not None or args.user_text or args.candidates or args.prompt is not None:
+        raise PrmError(
+            "--prompt, --user, --user_text and --candidates are of one request: with --input each row has its own"
+        )
+    if args.n is not None or args.generator:
+        raise PrmError("--engine ranks given responses, and samples none: leave out -n and --generator")
+    refuse_missing_models(args, sampling)
+    from rerank.ranking.rank_files import rank_files
+
+    rank_files(args, strategy, sampling.seed)
 
 
 def print_ranking(row: Mapping[str, object]) -> None:

@@ -15,6 +15,7 @@ from tests.test_structure import PACKAGES, SOURCES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENDPOINT = {"openai", "httpx2", "anyio"}  # the extra `endpoint`, and what openai brings; imported where one is named
+RAY = {"ray"}  # the extra; imported where `--engine ray` is asked for
 BROUGHT = {"starlette", "pydantic", "h11"}  # by fastapi and uvicorn
 # the extra `serve`
 SERVE = {"fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "limits", *BROUGHT}
@@ -45,9 +46,10 @@ def normal(name: str) -> str:
 def test_what_is_imported_is_a_dependency_and_the_other_way_round() -> None:
     distributions = packages_distributions()
     imported = {name for file in SOURCES for name in third_party(file)}
-    needed = {normal(distributions[name][0]) for name in imported - ENDPOINT - SERVE}
+    needed = {normal(distributions[name][0]) for name in imported - ENDPOINT - SERVE - RAY}
     assert needed | NOT_IMPORTED == required(PROJECT["project"]["dependencies"])
     assert required(PROJECT["project"]["optional-dependencies"]["endpoint"]) == {"openai"}
+    assert required(PROJECT["project"]["optional-dependencies"]["ray"]) == RAY
     # psycopg is what SQLAlchemy opens postgresql:// with
     served = required(PROJECT["project"]["optional-dependencies"]["serve"])
     assert served == {normal(distributions[name][0]) for name in SERVE & imported} - BROUGHT | {"psycopg"}

@@ -40,6 +40,7 @@ prm.training.personalized_model
 prm.training.trainers
 prm.training
 prm.scoring
+prm.scale
 prm.evaluation
 prm.experiments
 prm.report

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from prm.checkpoint.exports import Format
-from prm.checks import Natural, Range, built
+from prm.checks import Count, Natural, Range, built
 from prm.cli import commands, env_and_cache
 from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
@@ -90,11 +90,23 @@ def _add_score(parser: Parser) -> None:
     parser.add_argument("--response", action="extend", nargs="+", default=[], help="one or more responses to it")
     parser.add_argument("--user", help="user id; the generic user by default")
     parser.add_argument("--user_text", default="", help="the user's text about themselves")
-    parser.add_argument("--input", help="JSON Lines file of requests")
-    parser.add_argument("--output", help="JSON Lines file to write; standard output by default")
+    parser.add_argument(
+        "--input", help="JSON Lines file of requests; with --engine also CSV and Parquet, and 'a/*.csv'"
+    )
+    output = "JSON Lines file to write; standard output by default; with --engine a folder of Parquet shards"
+    parser.add_argument("--output", help=output)
     parser.add_argument("--backbone", help=_BACKBONE_HELP)
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen automatically by default")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
+    add_engine(parser)
+
+
+def add_engine(parser: Parser) -> None:
+    """Add the flags that score files of any size."""
+    engine = "score files of any size, and go on after a kill: 'local' on this machine, 'ray' on a cluster"
+    parser.add_argument("--engine", choices=["local", "ray"], help=engine)
+    workers = "models that read at once with --engine ray; one for each GPU, or else each CPU, by default"
+    parser.add_argument("--workers", type=typed(Count), help=workers)
 
 
 def _add_adapt(parser: Parser) -> None:

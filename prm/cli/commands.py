@@ -12,7 +12,6 @@ from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
 from prm.config import BackboneConfig, FeedbackConfig, RewardModelConfig, TrainConfig, UserConfig
-from prm.data.comparison import Prompt, as_id, parse_prompt, require_text
 from prm.errors import DataError, PrmError, counted, some
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.overlap import how_to_hold_out
@@ -23,6 +22,7 @@ from prm.io.run_files import read_group, read_run, result_file
 from prm.io.tables import read_rows, require_log, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
+from prm.scale.requests import parse_request, scored_row
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.early_checks import check_early, read_early, refuse_finished
 
@@ -203,6 +203,11 @@ def score_command(args: Namespace) -> None:
         raise PrmError("--prompt needs at least one --response")
     if args.input is not None and (args.user is not None or args.user_text or args.response):
         raise PrmError("--user, --user_text and --response go with --prompt: in a file each row has its own")
+    if args.engine is not None:
+        _score_files(args)
+        return
+    if args.workers is not None:
+        raise PrmError("--workers goes with --engine ray")
     requests: Sequence[tuple[int, Mapping[str, object]]]
     if args.input is None:
         request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
@@ -232,6 +237,16 @@ def score_command(args: Namespace) -> None:
             print(f"{reward:9.4f}  {response}")
 
 
+def _score_files(args: Namespace) -> None:
+    """Score files of any size into a folder of shards."""
+    if args.input is None or args.output is None:
+        raise PrmError("--engine scores files into a folder: give --input FILES and --output FOLDER")
+    _refuse_missing(args)
+    from prm.scale.score_files import score_files
+
+    score_files(args.run, args.input, args.output, args.engine, args.backbone, args.device, args.workers)
+
+
 def score_rows(
     scorer: "Scorer", requests: Sequence[tuple[int, Mapping[str, object]]], origin: str
 ) -> Iterator[dict[str, object]]:
@@ -242,35 +257,18 @@ def score_rows(
     parsed = []
     for number, row in requests:
         try:
-            prompt, responses, user, text = _parse_request(row)
-            for response in responses:
-                scorer.reader.check(prompt, response, text)
+            asked = parse_request(row)
+            for response in asked.responses:
+                scorer.reader.check(asked.prompt, response, asked.user_text)
         except PrmError as error:
             raise DataError(f"{origin}, line {number}: {error}") from None
-        parsed.append((prompt, responses, user, text))
+        parsed.append(asked)
     flat = [(prompt, response, user, text) for prompt, responses, user, text in parsed for response in responses]
     prompts, all_responses, users, texts = zip(*flat, strict=True)
     rewards = iter(scorer.score_batch(prompts, all_responses, users, texts).tolist())
-    for (_, row), (_, responses, user, _) in zip(requests, parsed, strict=True):
-        values = [next(rewards) for _ in responses]
-        scores = {"rewards": values} if "responses" in row else {"reward": values[0]}
-        yield {**row, **scores, "known_user": scorer.knows(user)}
-
-
-def _parse_request(row: Mapping[str, object]) -> tuple[Prompt, list[str], str | None, str]:
-    """(prompt, responses, user, text) of a request. Raises `DataError`."""
-    if "prompt" not in row:
-        raise DataError("field 'prompt' is missing")
-    responses = row["responses"] if "responses" in row else [row.get("response")]
-    if isinstance(row.get("response"), list):
-        raise DataError("'response' is one text; give a list under 'responses'")
-    if not isinstance(responses, list) or not responses:
-        raise DataError("give 'response' (text) or 'responses' (a list of texts)")
-    given, text = row.get("user_id"), row.get("user_text") or ""
-    user = None if given is None else as_id("user_id", given)
-    if not isinstance(text, str):
-        raise DataError("'user_text' must be text")
-    return parse_prompt(row["prompt"]), [require_text("response", response) for response in responses], user, text
+    for (_, row), asked in zip(requests, parsed, strict=True):
+        values = [next(rewards) for _ in asked.responses]
+        yield scored_row(row, asked, values, scorer.knows(asked.user))
 
 
 def adapt_command(args: Namespace) -> None:

@@ -1,7 +1,7 @@
 """Rank requests: score the candidates, and rank them by the chosen strategy."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from rerank.ranking.strategies import Ranked, cautious, pessimistic, plackett_lu
 from rerank.ranking.strategy_flag import Strategy
 from rerank.sampling.generator import Request, Response
 from rerank.sampling.sampler import Sampler
+
+BY_REWARDS = ("best", "soft")  # strategies that need nothing else
+REPLACED = ("responses", "ranking")  # columns that a ranking takes the place of
 
 
 class Ranking(NamedTuple):
@@ -81,16 +84,7 @@ class Ranker:
         given = request.responses
         texts, times, ended = _as_given(given) if given else distinct_responses(sampled, self._scorer.reader)
         ranked = self.rank(request.prompt, texts, request.user, request.user_text, times)
-        ranking: list[dict[str, object]] = []
-        for index, text, _ in ranked.candidates:
-            extra: dict[str, object] = {}
-            if self._strategy.score_name:
-                extra[self._strategy.score_name] = float(ranked.scores[index])
-            if ended[index] is not None:
-                extra["ended"] = ended[index]
-            ranking.append({"text": text, "reward": float(ranked.rewards[index])} | extra)
-        rest = {key: value for key, value in request.row.items() if key not in ("responses", "ranking")}
-        return rest | {"known_user": self._scorer.knows(request.user), "ranking": ranking}
+        return answer_row(request.row, ranked, ended, self._strategy, self._scorer.knows(request.user))
 
     def rank(
         self,
@@ -111,9 +105,8 @@ class Ranker:
     ) -> tuple[Tensor, Tensor]:
         """(values to rank candidates by, values to report), each [n]."""
         name, parameter = self._strategy.name, self._strategy.parameter
-        if name == "soft":
-            probabilities = soft(rewards, parameter, times)
-            return plackett_luce(probabilities, self._seed), probabilities
+        if name in BY_REWARDS:
+            return values_of(self._strategy, rewards, times, self._seed)
         scores = rewards
         if name == "regularised":
             assert self._sampler is not None
@@ -123,3 +116,34 @@ class Ranker:
         elif name == "cautious":
             scores = cautious(self._scorer.gains(prompt, texts, user, user_text), parameter)
         return scores, scores
+
+
+def values_of(strategy: Strategy, rewards: Tensor, times: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """(values to rank candidates by, values to report), [n] each, by a strategy of `BY_REWARDS`."""
+    if strategy.name == "best":
+        return rewards, rewards
+    probabilities = soft(rewards, strategy.parameter, times)
+    return plackett_luce(probabilities, seed), probabilities
+
+
+def rank_rewards(responses: Sequence[Response], rewards: Tensor, strategy: Strategy, seed: int) -> Ranking:
+    """Given responses ranked by rewards [n] that are known, by a strategy of `BY_REWARDS`."""
+    texts, times, _ = _as_given(responses)
+    ranked_by, scores = values_of(strategy, rewards, torch.tensor(times), seed)
+    return Ranking(rank(texts, ranked_by), rewards, scores)
+
+
+def answer_row(
+    row: Mapping[str, object], ranked: Ranking, ended: Sequence[bool | None], strategy: Strategy, known: bool
+) -> dict[str, object]:
+    """A request's row with `known_user` and `ranking`, as of `Ranker.answer`; `ended` is in the order of the input."""
+    ranking: list[dict[str, object]] = []
+    for index, text, _ in ranked.candidates:
+        extra: dict[str, object] = {}
+        if strategy.score_name:
+            extra[strategy.score_name] = float(ranked.scores[index])
+        if ended[index] is not None:
+            extra["ended"] = ended[index]
+        ranking.append({"text": text, "reward": float(ranked.rewards[index])} | extra)
+    rest = {key: value for key, value in row.items() if key not in REPLACED}
+    return rest | {"known_user": known, "ranking": ranking}

@@ -109,16 +109,21 @@ def parse_request(row: Mapping[str, object], location: str) -> Request:
     them too. Raises `DataError`, which starts with the location.
     """
     try:
-        prompt = parse_prompt(row.get("prompt"))
-        if "response" in row:
-            raise DataError("give the responses as a list under 'responses'; 'response' is ignored")
-        given, user_text = row.get("user_id"), row.get("user_text", "")
-        user = None if given is None else as_id("user_id", given)
-        if not isinstance(user_text, str):
-            raise DataError("'user_text' must be text")
-        return Request(prompt, user, user_text, _responses(row), row, location)
+        return replace(request_of(row), location=location)
     except DataError as error:
         raise DataError(f"{location}: {error}") from None
+
+
+def request_of(row: Mapping[str, object]) -> Request:
+    """`parse_request` of a row without a location, which the `DataError` lacks, too."""
+    prompt = parse_prompt(row.get("prompt"))
+    if "response" in row:
+        raise DataError("give the responses as a list under 'responses'; 'response' is ignored")
+    given, user_text = row.get("user_id"), row.get("user_text", "")
+    user = None if given is None else as_id("user_id", given)
+    if not isinstance(user_text, str):
+        raise DataError("'user_text' must be text")
+    return Request(prompt, user, user_text, _responses(row), row)
 
 
 def _responses(row: Mapping[str, object]) -> tuple[Response, ...] | None:

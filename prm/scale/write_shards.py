@@ -1,0 +1,84 @@
+"""Third pass: the output's Parquet shards, each whole or absent, with the input's rows in their order."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prm.errors import PrmError
+from prm.io.disk import write_whole
+from prm.io.progress import progress
+from prm.io.rows import Row
+from prm.scale.job import Job, Result
+from prm.scale.read_texts import rewards_in
+from prm.scale.requests import Asked
+from prm.scale.sort_texts import Checker, Portion, column, common_types, portions
+from prm.users.index import UserIndex
+
+logger = logging.getLogger(__name__)
+
+_ABOUT = b"prm"
+
+
+def write_shards(
+    job: Job, result: Result, checker: Checker, sorted_: Sequence[Portion], rewards: Sequence[Path]
+) -> None:
+    """Write the shards that are missing, from the rewards in these work files.
+
+    Raises `PrmError` if the input has changed since its texts were sorted.
+    """
+    schema = _output_types(result, common_types([portion.columns for portion in sorted_]))
+    numbered = enumerate(portions(job, result))
+    with progress(desc="writing shards", unit="shard", total=len(sorted_)) as bar:
+        for number, rows in numbered:
+            if number >= len(sorted_) or not _agrees(rows, sorted_[number]):
+                raise PrmError(f"{', '.join(map(str, job.inputs))}: changed while it was read; start again")
+            if not _is_written(job, number, len(rows)):
+                values = iter(rewards_in(rewards, number, sorted_[number].texts).tolist())
+                _write(job, number, [_finished(result, checker.users, *row, values) for row in rows], schema)
+            bar.update()
+
+
+def _agrees(rows: Sequence[tuple[Row, Asked]], portion: Portion) -> bool:
+    return len(rows) == portion.rows and sum(len(asked.responses) for _, asked in rows) == portion.texts
+
+
+def _finished(
+    result: Result, users: UserIndex, row: Row, asked: Asked, rewards: Iterator[float]
+) -> Mapping[str, object]:
+    """The output row, with as many of the rewards as it has responses."""
+    own = [next(rewards) for _ in asked.responses]
+    return result.finish(row.values or {}, asked, own, asked.user in users)
+
+
+def _output_types(result: Result, inputs: pa.Schema) -> pa.Schema:
+    """The columns of the shards: the input's, and those that the command adds, in place of equal names."""
+    added = result.columns(inputs.names)
+    kept = [field for field in inputs if field.name not in {*added.names, *result.dropped}]
+    return pa.schema([*kept, *added])
+
+
+def _write(job: Job, number: int, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
+    columns = {field.name: column([row.get(field.name) for row in rows], field.type) for field in schema}
+    about = {"job": job.key, "shard": number, "rows": len(rows)}
+    table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
+    write_whole(job.shard(number), lambda temporary: pq.write_table(table, str(temporary), compression="zstd"))
+
+
+def _is_written(job: Job, number: int, rows: int) -> bool:
+    """Whether the shard is there. One that is damaged, or not this one, is said to be written again."""
+    path = job.shard(number)
+    if not path.exists():
+        return False
+    try:
+        found = pq.ParquetFile(str(path)).schema_arrow.metadata[_ABOUT]
+        if json.loads(found) == {"job": job.key, "shard": number, "rows": rows}:
+            return True
+        fault = "another shard under this name"
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        fault = f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    logger.warning("%s is %s: it is written again", path, fault)
+    return False

@@ -1,0 +1,185 @@
+"""`--engine ray` on a cluster of two nodes on this machine: the numbers of one process, workers and nodes that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prm.errors import PrmError
+from prm.io.tables import write_jsonl
+from prm.scale import ray_engine, read_texts
+from prm.scale.score_files import score_files
+from tests.paths import ROOT
+from tests.prm.scale.conftest import rows_to_score
+from tests.prm.scale.test_score_files import CLOSE, expected, written
+
+ray = pytest.importorskip("ray", reason="needs Ray")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A node without CPUs that holds the driver, and two with one each."""
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=80 << 20)
+    ray.init(made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there are several, in several slices."""
+    monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 600)
+    monkeypatch.setattr(read_texts, "_TASK_TEXTS", 8)
+
+
+@pytest.fixture
+def score(run_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., None]:
+    """Function that scores the rows with Ray, and compares with one process."""
+    rows, run = rows_to_score(), run_of("linear")
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def run_job(workers: int | None = None) -> None:
+        path, folder = str(tmp_path / "rows.jsonl"), str(tmp_path / "out")
+        out = score_files(str(run), path, folder, "ray", shard_rows=7, workers=workers)
+        found = written(out)
+        assert [row["place"] for row in found] == [row["place"] for row in rows]
+        for row, rewards in zip(found, expected(run, rows), strict=True):
+            assert row["rewards"] == pytest.approx(rewards, abs=CLOSE)
+
+    return run_job
+
+
+def test_two_nodes_give_the_numbers_of_one_process(
+    cluster: Cluster, score: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And both read: the first to load leaves the other the time to load, too."""
+    workers, send = set[object](), ray_engine.send
+
+    def slowly(worker: object, texts: read_texts.Texts) -> object:
+        workers.add(worker)
+        if len(workers) == 1:
+            time.sleep(3)
+        return send(worker, texts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ray_engine, "send", slowly)
+    score()
+    assert len(workers) == 2
+
+
+def test_a_dead_worker_is_replaced(
+    cluster: Cluster, score: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed with a task in its hands."""
+    sent, send = list[int](), ray_engine.send
+
+    def kill_second(worker: object, texts: read_texts.Texts) -> object:
+        reference = send(worker, texts)  # type: ignore[arg-type]
+        sent.append(len(texts.users))
+        if len(sent) == 2:
+            ray.kill(worker)
+        return reference
+
+    monkeypatch.setattr(ray_engine, "send", kill_second)
+    score()
+    assert "a worker died while reading rewards-" in caplog.text
+
+
+def test_a_task_that_kills_its_workers_ends_the_job(
+    cluster: Cluster, score: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = ray_engine.send
+
+    def kill(worker: object, texts: read_texts.Texts) -> object:
+        ray.kill(worker)
+        return send(worker, texts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ray_engine, "send", kill)
+    with pytest.raises(PrmError, match="3 workers died one after the other while reading rewards-"):
+        score(1)
+
+
+def test_what_a_worker_cannot_load_is_said(
+    cluster: Cluster, run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the library, and without trying again."""
+    write_jsonl(tmp_path / "rows.jsonl", rows_to_score(4))
+    with pytest.raises(PrmError, match="no device 'cuda'"):
+        score_files(
+            str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), "ray", device="cuda", workers=1
+        )
+
+
+def test_a_killed_job_goes_on(
+    cluster: Cluster, score: Callable[..., None], run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A driver killed by the system, on the same cluster: what it had read is not read again."""
+    code = """
+import sys, time
+from prm.scale import job, ray_engine, read_texts, score_files
+job._GROUP_BYTES, read_texts._TASK_TEXTS = 600, 8
+send = ray_engine.send
+ray_engine.send = lambda worker, texts: time.sleep(0.5) or send(worker, texts)
+score_files.score_files(sys.argv[1], sys.argv[2], sys.argv[3], "ray", shard_rows=7)
+"""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(out)]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        until = time.monotonic() + 120
+        while len(list(out.glob("_work/rewards-*.arrow"))) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("_work/rewards-*.arrow")}
+    assert len(kept) >= 3
+    assert not list(out.glob("*.parquet"))
+    written_files = list[Path]()
+    real = read_texts.write_batches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_texts, "write_batches", lambda path, *rest: written_files.append(path) or real(path, *rest))
+        score()
+    assert written_files
+    assert not set(written_files) & kept.keys()
+
+
+def test_a_dead_node_is_survived(
+    cluster: Cluster, score: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each node has one worker: one of them dies while it loads or reads, and nothing can replace it."""
+    send, removed = ray_engine.send, list[bool]()
+
+    def remove_node(worker: object, texts: read_texts.Texts) -> object:
+        reference = send(worker, texts)  # type: ignore[arg-type]
+        if not removed:
+            removed.append(cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
+        return reference
+
+    monkeypatch.setattr(ray_engine, "send", remove_node)
+    try:
+        score()
+    finally:
+        cluster.add_node(num_cpus=1, object_store_memory=80 << 20)  # for the next test
+    assert "a worker died while" in caplog.text
+
+
+def test_without_ray_the_error_says_what_to_install(
+    run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", rows_to_score(4))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PrmError, match=r"personalized-rm\[ray\]"):
+        score_files(str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), "ray")
+    assert not (tmp_path / "out").exists()
