@@ -145,7 +145,7 @@ def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
 
 def test_what_prints_tables_or_rows_prints_json_too() -> None:
     """All but those that make or change a run or a file, and say so in a line."""
-    lines = {"train", "adapt", "forget", "sft", "dpo", "online", "ppo", "merge", "sample"}
+    lines = {"train", "adapt", "forget", "sft", "dpo", "online", "ppo", "merge", "sample", "prompts"}
     for name, make in PARSERS.items():
         for words, leaf in commands(make()):
             assert ("--json" in leaf._option_string_actions) is not bool(lines & set(words)), (name, words)

@@ -27,8 +27,8 @@ WORDS = ALPACA.replace("'\n\n'", "'\n### end ###\n'")
 UPPER = CHAT_TEMPLATE.replace("m['content']", "m['content']|upper")
 SYSTEM_FIRST = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
 DATED = "{{ '<|system|>today is ' + strftime_now('%d %B %Y') + '<|end|>' }}" + CHAT_TEMPLATE
-# for a second or two, not for ever: with the fault put back the test fails instead of hanging
-LOOPS = "{% for i in range(3000) %}{% for j in range(3000) %}{% endfor %}{% endfor %}" + CHAT_TEMPLATE
+# for seconds, not for ever: with the fault put back the test fails instead of hanging
+LOOPS = "{% for i in range(7000) %}{% for j in range(7000) %}{% endfor %}{% endfor %}" + CHAT_TEMPLATE
 QUESTION = [Message("user", "why?")]
 
 
