@@ -5,6 +5,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,6 +213,8 @@ def score_command(args: Namespace) -> None:
     if args.input is None:
         request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
         requests = [(1, request)]
+    elif has_magic(args.input) or Path(args.input).suffix in (".csv", ".tsv", ".parquet"):
+        raise PrmError(f"{args.input}: add --engine local and --output FOLDER, to score CSV, Parquet or several files")
     else:
         requests = list(read_rows(args.input))
     _refuse_missing(args)

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from prm.data.comparison import Prompt, as_id, parse_prompt, require_text
 from prm.errors import DataError
+from prm.io.tables import kind
+
+ADDED = ("reward", "rewards", "known_user")  # by `scored_row`
 
 
 class Asked(NamedTuple):
@@ -23,17 +26,30 @@ def parse_request(row: Mapping[str, object]) -> Asked:
     """
     if "prompt" not in row:
         raise DataError("field 'prompt' is missing")
-    responses = row["responses"] if "responses" in row else [row.get("response")]
-    if isinstance(row.get("response"), list):
-        raise DataError("'response' is one text; give a list under 'responses'")
-    if not isinstance(responses, list) or not responses:
-        raise DataError("give 'response' (text) or 'responses' (a list of texts)")
+    if taken := [name for name in ADDED if row.get(name) is not None]:
+        raise DataError(f"has a field {taken[0]!r}, which the output adds: rename it, or leave it out")
+    responses = _responses(row.get("response"), row.get("responses"))
     given, text = row.get("user_id"), row.get("user_text") or ""
     user = None if given is None else as_id("user_id", given)
     if not isinstance(text, str):
         raise DataError("'user_text' must be text")
-    checked = [require_text("response", response) for response in responses]
-    return Asked(parse_prompt(row["prompt"]), checked, user, text)
+    return Asked(parse_prompt(row["prompt"]), responses, user, text)
+
+
+def _responses(one: object, several: object) -> list[str]:
+    if one is not None and several is not None:
+        raise DataError("has both 'response' and 'responses': give one of them")
+    if isinstance(one, list):
+        raise DataError("'response' is one text; give a list under 'responses'")
+    if one is not None:
+        return [require_text("response", one)]
+    if several is None:
+        raise DataError("field 'response' (a text) or 'responses' (a list of texts) is missing")
+    if not isinstance(several, list):
+        raise DataError(f"'responses' must be a list of texts, got {kind(several)}; CSV has one 'response' a row")
+    if not several:
+        raise DataError("'responses' is empty")
+    return [require_text(f"responses[{i}]", response) for i, response in enumerate(several)]
 
 
 def scored_row(row: Mapping[str, object], asked: Asked, rewards: list[float], known: bool) -> dict[str, object]:

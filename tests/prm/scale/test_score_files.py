@@ -226,7 +226,7 @@ def positions(path: Path) -> list[tuple[int, int]]:
 BAD = {
     "not JSON": ('{"prompt": "why?", "response": "fox"}\n{"prompt"\n', "line 2"),
     "no prompt": ('{"prompt": "why?", "response": "fox"}\n\n{"response": "fox"}\n', "line 3.*'prompt'"),
-    "empty answer": ('{"prompt": "why?", "responses": ["fox", " "]}\n', "line 1.*'response' is empty"),
+    "empty answer": ('{"prompt": "why?", "responses": ["fox", " "]}\n', r"line 1.*'responses\[1\]' is empty"),
     "no answers": ('{"prompt": "why?", "responses": []}\n', "line 1.*'responses'"),
     "user": ('{"prompt": "why?", "response": "fox", "user_id": [1]}\n', "line 1.*'user_id'"),
     "long": (json.dumps({"prompt": "why?", "response": "fox " * 500}) + "\n", "line 1.*tokens"),

@@ -56,7 +56,10 @@ def judged_set(
         if given_split(c) in (TEST, UNSEEN) and asked.setdefault(prompt, turn_of(c)) == turn_of(c):
             turns.setdefault(turn_of(c), c)
     if not turns:
-        raise PrmError(f"no comparison has metadata 'split' with the value {TEST!r} or {UNSEEN!r}: none can be judged")
+        raise PrmError(
+            f"no comparison has metadata 'split' with the value {TEST!r} or {UNSEEN!r}, and those are judged: give "
+            "PRISM itself, or write it into the 'metadata' of the log's held-out rows"
+        )
     draw = np.random.default_rng(seed)
     place: dict[tuple[str, object], int] = {}  # of each drawn dialogue among those of its user
     for part in (TEST, UNSEEN):
