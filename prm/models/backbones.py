@@ -1,5 +1,6 @@
 """Backbones: causal language models by path or hub id, and the embedded SmolLM2."""
 
+import atexit
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,21 @@ def device_named(name: str | None) -> torch.device | None:
 def processes() -> PartialState:
     """The state of this process, also under `accelerate launch`. On CPUs the backend is gloo."""
     timeout = timedelta(days=7)  # the others wait while the main process computes features and heads
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
+    if state.num_processes > 1:
+        _leave_at_exit()
+    return state
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Leave the process group when the process ends: gloo's threads, if they still run then, abort it."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
