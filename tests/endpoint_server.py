@@ -116,11 +116,13 @@ def choices(said: Sequence[tuple[str | None, str | None]], **message: Any) -> Se
 
 def answers(body: Body) -> tuple[str, str]:
     """The two answers that a request shows."""
-    text = body["messages"][-1]["content"]
-    a, b = (re.search(rf"<answer_{x}>\n(.*?)\n</answer_{x}>", text, re.DOTALL) for x in "AB")
-    assert a is not None
-    assert b is not None
-    return a[1], b[1]
+    return inside(body, "answer_A"), inside(body, "answer_B")
+
+
+def inside(body: Body, tag: str) -> str:
+    """What a request shows between these tags."""
+    (text,) = re.findall(rf"<{tag}>\n(.*?)\n</{tag}>", body["messages"][-1]["content"], re.DOTALL)
+    return str(text)
 
 
 def likes_shorter(body: Body, number: int = 0) -> Sent:
@@ -132,11 +134,7 @@ def likes_shorter(body: Body, number: int = 0) -> Sent:
 
 def outputs(body: Body) -> tuple[str, str]:
     """The two outputs that a question of the `prism` protocol shows."""
-    text = body["messages"][-1]["content"]
-    a, b = (re.search(rf"<output_{x}>\n(.*?)\n</output_{x}>", text, re.DOTALL) for x in "ab")
-    assert a is not None
-    assert b is not None
-    return a[1], b[1]
+    return inside(body, "output_a"), inside(body, "output_b")
 
 
 def likes_greater(body: Body, number: int = 0) -> Sent:

@@ -31,7 +31,7 @@ def build_serve_parser() -> Parser:
     parser = Parser(
         prog="rerank serve",
         description="Serve a run over HTTP: ranks responses for whoever asks, takes feedback, knows each user better "
-        "at the next request, and forgets them when told.",
+        "at the next request, and forgets them on request.",
     )
     parser.add_argument("run", help="run folder, or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
