@@ -14,7 +14,7 @@ from prm.users.user_model import Blocks, UserModel, untrained
 
 _MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
 _LEAST_SPREAD = 0.05  # standard deviation, logits: with less, no number of comparisons tells users apart
-LEFT_OUT = 0.01  # share of the prior's variance of an average pair's logit that a posterior may be too wide by
+LEFT_OUT = 0.03  # share of the prior's variance of an average pair's logit that a posterior may be too wide by
 _ROUNDING = 1e-6  # of the same: a column that reduces it by less is not kept
 _MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is narrower than the prior
 _COLUMNS = "columns"  # of a user, [count, rank]; earlier versions held `_DENSE`, [rank, maximum], with zeros
@@ -28,10 +28,10 @@ class Bayes(UserModel):
     the posterior for a pair of average variance; `margins` averages pair by pair. A user with the prior has
     flatness_0: e_0, to the bit. Nothing here is trained by gradients.
 
-    A posterior is the prior, which all users share, less what the user's comparisons reduce it by in few directions:
-    low rank plus a part that costs no user anything, as the diagonal of a covariance would. A user has as many
-    directions as the comparisons justify: what is left out reduces the variance of an average pair's logit by at most
-    `LEFT_OUT` of the prior's.
+    The covariance of a posterior is the prior's, which all users share, minus the product of columns of the user's own:
+    low rank plus a part that costs no user a number, where "low rank plus diagonal" would give each a diagonal. A user
+    has as many columns as the comparisons justify: those left out would reduce the variance of an average pair's logit
+    by at most `LEFT_OUT` of the prior's.
 
     Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of users; moment [rank, rank], the
     mean of z z' over the training pairs; per row means [n_rows, rank], flatness, which counts what is left out, and in

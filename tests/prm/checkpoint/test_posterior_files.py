@@ -16,6 +16,7 @@ from prm.config import TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError
 from prm.io.digests import digest_of_values
+from prm.io.tensors import blocks_of
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
@@ -124,6 +125,20 @@ def test_forgetting_on_disk_leaves_none_of_the_columns(few: Path) -> None:
     content = (few / "model.safetensors").read_bytes()
     assert not any(one in content for one in theirs)
     assert torch.equal(scores(few, ["u4", "u6", None]), first)
+
+
+def test_a_file_is_read_in_parts_by_hand(tmp_path: Path) -> None:
+    """Five rows of three numbers, six numbers at once; a single row that is longer; nothing; and a list."""
+    tensors = {"table": torch.arange(15.0).view(5, 3), "none": torch.zeros(0, 3), "list": torch.arange(7)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    parts = {name: list(blocks_of(tmp_path / "a.safetensors", name, 6)) for name in tensors}
+    assert {name: [len(part) for part in found] for name, found in parts.items()} == {
+        "table": [2, 2, 1],
+        "none": [],
+        "list": [6, 1],
+    }
+    assert torch.equal(torch.cat(parts["table"]), tensors["table"])
+    assert [len(part) for part in blocks_of(tmp_path / "a.safetensors", "table", 2)] == [1] * 5
 
 
 def as_before(run: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_columns_that_are_kept_by_hand(
 
 
 def test_as_few_columns_as_can_be_and_never_too_narrow() -> None:
-    """Any other rotation of as many columns leaves out more; what stays of the prior is a covariance."""
+    """Every other rotation of as many columns leaves out more; what stays of the prior is a covariance."""
     draw = torch.Generator().manual_seed(0)
     factor, root = torch.randn(5, 6, 4, generator=draw), torch.randn(6, 6, generator=draw)
     moment, budget = root @ root.T / 6, torch.linspace(0.5, 9.0, 5)

@@ -1,22 +1,36 @@
 """What the store keeps of a user is what the model holds of them: their own columns, and no others."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load, save
 from sqlalchemy import update
 
+from prm.data.comparison import Comparison
 from prm.data.sources.store.schema import people
+from prm.models.reward_model import RewardModel
+from prm.scoring.scorer import Scorer
+from prm.users import bayes_model
 from prm.users.bayes_model import Bayes
 from rerank.service.engine import Engine
 from rerank.service.judgements import Judgement
+from rerank.service.people import _model_digest
 from tests.rerank.service.conftest import MakeEngine, on_both
 from tests.rerank.service.test_engine import KING, LIKES_KINGS, MIX, NONE, row_of
 
 ZOE = ("", "zoe")
 
 
+@pytest.fixture(autouse=True)
+def all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little a comparison tells of a user of these runs."""
+    monkeypatch.setattr(bayes_model, "LEFT_OUT", 0.0)
+
+
 def learns(engine: Engine) -> None:
-    for i in range(4):
+    for i in range(3):
         engine.give_feedback(*ZOE, Judgement("pair", f"what of it, {i}?", (KING, NONE, MIX)[i % 2 :][:2], 0))
 
 
@@ -43,7 +57,11 @@ def test_a_replica_reads_what_another_one_learnt_to_the_bit(make_engine: MakeEng
 
 
 @on_both
-def test_the_store_keeps_as_many_columns_as_a_user_has(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize(("left_out", "columns"), [(0.0, 1), (1.0, 0)])
+def test_the_store_keeps_as_many_columns_as_a_user_has(
+    make_engine: MakeEngine, left_out: float, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bayes_model, "LEFT_OUT", left_out)
     engine = make_engine()
     engine.give_feedback(*ZOE, LIKES_KINGS)
     stored = load(engine.store.saved([ZOE])[ZOE].parameters)
@@ -51,7 +69,7 @@ def test_the_store_keeps_as_many_columns_as_a_user_has(make_engine: MakeEngine) 
     assert {name: list(tensor.shape) for name, tensor in stored.items()} == {
         "means": [rank],
         "flatness": [],
-        "columns": [1, rank],
+        "columns": [columns, rank],
     }
     with engine.people.rows(*ZOE[:1], ["zoe"]) as (_, (person,)):
         assert torch.equal(model_of(engine).factors.of(torch.tensor([person.row]))[0], stored["columns"])
@@ -76,6 +94,20 @@ def test_what_the_version_before_stored_is_read(make_engine: MakeEngine) -> None
         one.give_feedback(*ZOE, LIKES_KINGS)
         assert "columns" in load(one.store.saved([ZOE])[ZOE].parameters)
     assert row_of(other, "zoe") == pytest.approx(row_of(engine, "zoe"), abs=1e-6)
+
+
+def test_a_model_is_the_same_whoever_its_users_are(run_of: Callable[[str], Path]) -> None:
+    """Its digest is of what users share: stored users would all be fitted anew."""
+    scorer = Scorer.from_pretrained(run_of("bayes"), device="cpu")
+    model = scorer.checkpoint.model
+    assert isinstance(model, RewardModel)
+    before = _model_digest(model, "features")
+    scorer.fit_user("ann", [Comparison("ann", "what?", KING, NONE)] * 5)
+    scorer.forget_user("p1")
+    assert _model_digest(model, "features") == before
+    with torch.no_grad():
+        model.user_model.get_parameter("prior").mul_(1.5)
+    assert _model_digest(model, "features") != before
 
 
 def test_a_forgotten_user_leaves_no_number_in_memory(make_engine: MakeEngine) -> None:
