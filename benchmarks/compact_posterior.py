@@ -10,7 +10,7 @@ import copy
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, pairs, users = held_out(run)
         rows = measured(model, pairs, users, [0.0, *args.shares])
         about = {"users": len(set(users)), "comparisons": len(users), "rank": len(model.prior)}
-        write_json(args.folder / f"{name}.json", plain({**about, "rows": rows}))
-        title = (
-            f"{name}: {about['comparisons']:,} held-out comparisons of {about['users']:,} users, rank {about['rank']}"
-        )
-        show(table(title, HEADER, list(map(cells, rows))))
+        write_json(args.folder / f"{name}.json", plain({**about, "rows": [asdict(row) for row in rows]}))
+        of = f"{name}, {about['users']:,} users, rank {about['rank']}"
+        show(table(f"{of}: median / mean / maximum", SIZES, list(map(sizes_of, rows))))
+        title = f"{of}: log loss (nats) of {about['comparisons']:,} held-out comparisons"
+        show(table(title, LOSSES, list(map(losses_of, rows))))
 
 
 def config_of(name: str, data: Path, run: Path, people: int, backbone: str) -> TrainConfig:
@@ -107,7 +107,8 @@ def config_of(name: str, data: Path, run: Path, people: int, backbone: str) -> T
         make_folder(log.parent)
         few = RealPeople(name, "", "", "", "pairs", "pair", least=least, people=people)
         write_jsonl(log, thinned(comparisons, few, config.seed))
-        config.data.path, config.data.source = str(log), "pairs"
+        of_ratings = {name: getattr(FeedbackConfig(), name) for name in ("min_rating_difference", "max_pairs")}
+        config.data = replace(config.data, path=str(log), source="pairs", **of_ratings)
     return config
 
 
@@ -197,14 +198,20 @@ def _spread(values: NDArray[np.int64] | NDArray[np.int32]) -> Spread:
     return float(np.median(values)), float(values.mean()), float(values.max())
 
 
-HEADER = ["left out", "columns", "bytes in a run", "in a store", "log loss", "more", "updated", "more"]
+SIZES = ["left out", "columns", "bytes in a run", "bytes in a store"]
+LOSSES = ["left out", "log loss", "above the first", "half learnt one by one", "above the first"]
 
 
-def cells(row: Row) -> list[str]:
-    """A row as texts."""
+def sizes_of(row: Row) -> list[str]:
+    """The sizes of a row as texts."""
     spreads = [" / ".join(f"{x:,.0f}" for x in values) for values in (row.columns, row.saved, row.stored)]
+    return [f"{row.share:.1%}", *spreads]
+
+
+def losses_of(row: Row) -> list[str]:
+    """The log losses of a row as texts, with 95% intervals."""
     gains = [f"{e.value:+.5f} [{e.low:+.5f}, {e.high:+.5f}]" for e in (row.gain, row.updated_gain)]
-    return [f"{row.share:.1%}", *spreads, f"{row.loss:.4f}", gains[0], f"{row.updated:.4f}", gains[1]]
+    return [f"{row.share:.1%}", f"{row.loss:.4f}", gains[0], f"{row.updated:.4f}", gains[1]]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_fewer_columns_take_fewer_bytes_and_the_first_row_is_what_others_are_com
     assert whole.saved[2] == none.saved[2] + 4 * rank * whole.columns[2]
     tensors = {"means": torch.zeros(rank), "flatness": torch.zeros(()), "columns": torch.zeros(0, rank)}
     assert none.stored == (len(save(tensors)),) * 3
-    assert len(compact.cells(half)) == len(compact.HEADER)
+    assert len(compact.sizes_of(half)) == len(compact.SIZES)
+    assert len(compact.losses_of(half)) == len(compact.LOSSES)
     with pytest.raises(PrmError, match="bayes"):
         compact.held_out(run / "uniform")
 

@@ -161,7 +161,7 @@ def rewrite(run: Path, **values: object) -> None:
 
 
 def test_a_run_of_the_version_before_is_read_and_written_anew(few: Path, tmp_path: Path) -> None:
-    """To the bit, and in few columns; the digest by which a service knows its model is that of before."""
+    """To the bit, and without columns of zeros."""
     users: list[str | None] = [None, *(f"u{i}" for i in range(20))]
     expected = scores(few, users)
     new = load_file(few / "model.safetensors")
