@@ -1,6 +1,8 @@
 """Memory in fresh processes: of scoring, of a million users beyond one, and of runs beyond one backbone.
 
 `python -m benchmarks.memory PART ARGUMENTS` measures one part (Linux only: from /proc) and prints it as JSON.
+`python -m benchmarks.memory posteriors smollm2-135m 1000000 64 3` saves and opens a million users of `bayes` with 64
+directions and 3 columns each on average, and estimates what a hundred million would take.
 """
 
 import json
@@ -8,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,12 @@ from prm.models.backbones import resolve
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from prm.training.setup import encode_texts, new_checkpoint
+from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
 
 _SCORED = 100  # users of the million, spread over all rows
+_RANK, _COLUMNS = 64, 3  # of their posteriors: the default, and about what benchmarks/compact_posterior.py finds
+_ESTIMATED = 100_000_000  # users
 _SIDES = words(30), words(8)  # preferred by one user, and by the other
 _LOG = [Comparison(f"person {k}", f"What of number {i}?", _SIDES[k], _SIDES[1 - k]) for i in range(20) for k in (0, 1)]
 
@@ -68,25 +73,31 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
                     repeats=1,
                     unit="bytes",
                 )
-    with saved_people(backbone, million) as many, saved_people(backbone, 1) as one:
+    saved = {"linear heads": saved_people, "posteriors": saved_posteriors}
+    for what, save in saved.items():
+        with save(backbone, million) as many, save(backbone, 1) as one:
+            yield from _ratios_of_many(what, many, million, one)
+
+
+def _ratios_of_many(kind: str, many: Path, people: int, one: Path) -> Iterator[Ratio]:
+    yield Ratio(
+        f"loading the {kind} of {people:,} users / two seconds",
+        lambda: measured_apart("loading", many, people)["seconds"],
+        lambda: 2.0,
+        at_most=1.0,
+        repeats=3,
+        unit="reported seconds",
+    )
+    table = (many / "model.safetensors").stat().st_size
+    for field, what, bar in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):
         yield Ratio(
-            f"loading the linear heads of {million:,} users / two seconds",
-            lambda: measured_apart("loading", many, million)["seconds"],
-            lambda: 2.0,
-            at_most=1.0,
-            repeats=3,
-            unit="reported seconds",
+            f"{what} that {kind} of {people:,} users add to one, {_SCORED} of them scored / their table",
+            partial(_added, field, many, people, one),
+            lambda: table,
+            at_most=bar,
+            repeats=1,
+            unit="bytes",
         )
-        table = (many / "model.safetensors").stat().st_size
-        for field, what, bar in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):
-            yield Ratio(
-                f"{what} that {million:,} users add to one, {_SCORED} of them scored / their table",
-                partial(_added, field, many, million, one),
-                lambda: table,
-                at_most=bar,
-                repeats=1,
-                unit="bytes",
-            )
 
 
 def _scoring_takes(field: str, backbone: str, people: int, tokens: int) -> float:
@@ -114,6 +125,30 @@ def saved_people(backbone: str, people: int) -> Iterator[Path]:
         folder.mkdir()
         checkpoints.save(checkpoint, folder, {})
         del checkpoint
+        yield folder
+
+
+@contextmanager
+def saved_posteriors(backbone: str, people: int, rank: int = _RANK, columns: int = _COLUMNS) -> Iterator[Path]:
+    """A temporary run folder of `bayes` with random posteriors, of none to twice as many columns."""
+    with tempfile.TemporaryDirectory() as parent:
+        config = TrainConfig(users=UserConfig("bayes", rank=rank))
+        config.backbone.name = backbone
+        checkpoint = new_checkpoint(config, UserIndex(f"person {i}" for i in range(people)))
+        users, draw = checkpoint.model.user_model, torch.Generator().manual_seed(0)
+        assert isinstance(users, Bayes)
+        with torch.no_grad():
+            users.moment.copy_(torch.eye(rank))
+            users.set_prior(torch.eye(rank))
+            users.basis.normal_(generator=draw)
+            users.means[1:].normal_(generator=draw)
+            count = torch.randint(2 * columns + 1, (people,), generator=draw)
+            vectors = 0.1 * torch.rand(int(count.sum()), rank, generator=draw)
+            users.factors.set(torch.arange(1, people + 1), vectors, count)
+        folder = Path(parent) / "run"
+        folder.mkdir()
+        checkpoints.save(checkpoint, folder, {})
+        del checkpoint, users, vectors
         yield folder
 
 
@@ -163,6 +198,39 @@ def loading(folder: str, people: int) -> dict[str, float]:
     return {"seconds": seconds, "own": status("RssAnon"), "mapped": status("RssFile")}
 
 
+def posteriors(backbone: str, people: int, rank: int = _RANK, columns: int = _COLUMNS) -> dict[str, float]:
+    """Bytes on disk of a run of `bayes`; seconds to open it and bytes that its users add; and `estimated`, at scale."""
+    with saved_posteriors(backbone, people, rank, columns) as many, saved_posteriors(backbone, 1, rank, columns) as one:
+        disk = {
+            name: (many / f"{name}.safetensors").stat().st_size - (one / f"{name}.safetensors").stat().st_size
+            for name in ("model", "users")
+        }
+        first, found = measured_apart("loading", one, 1), measured_apart("loading", many, people)
+    taken = {name: found[name] - first[name] for name in ("seconds", "own", "mapped")}
+    return {"people": people, **disk, **taken, **estimated(taken, disk, people, _ESTIMATED)}
+
+
+def estimated(taken: Mapping[str, float], disk: Mapping[str, float], measured: int, people: int) -> dict[str, float]:
+    """What so many users would take, from what `measured` ones took more than one.
+
+    Extrapolated in proportion to the number of users: bytes on disk, and the seconds of opening, which reads all of
+    them once. That holds while the files are in the system's file cache; a disk that reads more slowly takes as long as
+    it reads. Not extrapolated: the mapped pages of those who are scored, which are as many whatever the size of a run.
+
+    Args:
+        taken: `seconds` and bytes of `own` memory that the measured users added.
+        disk: bytes of each file that they added.
+    """
+    times = people / measured
+    return {
+        "estimated people": people,
+        "estimated bytes a person": sum(disk.values()) / measured,
+        "estimated disk": times * sum(disk.values()),
+        "estimated seconds": times * taken["seconds"],
+        "estimated own": times * max(0.0, taken["own"]),
+    }
+
+
 def reading(backbone: str, bits: int) -> dict[str, float]:
     """Peak bytes of loading a backbone and reading the texts of a small log with it; bytes above the imports.
 
@@ -203,6 +271,7 @@ def _peak_above(before: int) -> dict[str, float]:
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
     "scoring": scoring,
     "loading": loading,
+    "posteriors": posteriors,
     "reading": reading,
     "training": training,
     "evaluating": evaluating,

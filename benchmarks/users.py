@@ -10,7 +10,7 @@ from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
-from prm.users.bayes.posterior import Posterior, PosteriorData, fit_posterior
+from prm.users.bayes.posterior import PosteriorData, iter_posteriors
 from prm.users.bayes.prior import fit_prior
 from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
@@ -85,8 +85,9 @@ def words(n: int, draw: torch.Generator) -> str:
     return " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (n,), generator=draw).tolist())
 
 
-def _fit(log: PosteriorData, people: int) -> Posterior:
-    return fit_posterior(log, fit_prior(log, people), people)
+def _fit(log: PosteriorData, people: int) -> int:
+    """Fit everybody; returns the number of columns of their posteriors."""
+    return sum(block.factor[:, 0].numel() for _, block in iter_posteriors(log, fit_prior(log, people), people))
 
 
 def _people(n: int, comparisons: int, rank: int = 16) -> PosteriorData:

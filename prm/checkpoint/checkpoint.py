@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -35,7 +35,7 @@ from prm.io.environment import environment
 from prm.io.folders import is_run
 from prm.io.run_files import COPY_BACK, RunFiles, RunRecord
 from prm.io.tables import write_json
-from prm.io.tensors import write_tensors, written_by_others
+from prm.io.tensors import blocks_of, write_tensors, written_by_others
 from prm.models.backbone_paths import seen_from
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
@@ -456,12 +456,26 @@ def _refuse_changed_settings(config: ConfigFile, model: RewardModel | Policy, na
 
 
 def _load_head(model: RewardModel | Policy, path: Path) -> None:
-    """Load the trained tensors; users' tables stay memory-mapped, and writing to them does not change the file."""
-    state, expected = _memory_map(path), {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
-    refuse_unlike(state, expected, path)
-    user_tables = {f"user_model.{name}" for name in model.user_model.PER_ROW}
+    """Load the trained tensors; users' tables stay memory-mapped, and writing to them does not change the file.
+
+    Raises `CheckpointError` if the tensors are not those of such a model.
+    """
+    on_file, users, prefix = _memory_map(path), model.user_model, "user_model."
+    saved = users.adopt({k.removeprefix(prefix): v for k, v in on_file.items() if k.startswith(prefix)})
+    state = {k: v for k, v in on_file.items() if not k.startswith(prefix)}
+    state |= {f"{prefix}{name}": tensor for name, tensor in saved.items()}
+    refuse_unlike(state, {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}, path)
     # the rest is copied: it is small, and products are the same to the bit only with the usual memory alignment
+    user_tables = {f"{prefix}{name}" for name in users.own_tensors}
     state = {name: tensor if name in user_tables else tensor.clone() for name, tensor in state.items()}
+
+    def blocks(name: str) -> Iterator[torch.Tensor]:
+        return blocks_of(path, prefix + name) if prefix + name in on_file else iter([saved[name]])
+
+    try:
+        users.check_saved(blocks)
+    except PrmError as error:
+        raise CheckpointError(f"{path} is damaged: {error}: {COPY_BACK}") from None
     model.load_state_dict(state, strict=False, assign=True)
 
 

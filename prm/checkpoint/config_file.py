@@ -20,7 +20,9 @@ from prm.io.run_files import COPY_BACK, FieldsOf, fitting, read_json, refuse_unf
 # 2, refused: settings and stored tensors had other names
 # 3: settings and tensors have their present names; a prefix comes after a beginning-of-text token, a response ends as
 #    `prm.data.chat_template.ending_of` says, the date is that of training
-FORMAT = 3
+# 4: users' posteriors have columns of their own number; those of format 3 all had as many, and are still read
+FORMAT = 4
+_READ = (3, FORMAT)
 
 Kind = Literal["reward_model", "policy"]
 
@@ -173,10 +175,11 @@ def read_config(folder: Path) -> ConfigFile:
     config = read_json(path, dict[str, object])
     refuse_unfit(path, _KindOnly, config)
     digest_now = digest_of_values(config)
-    if config.get("format") != FORMAT:
+    if config.get("format") not in _READ:
         raise CheckpointError(
-            f"{path}: format {config.get('format')!r}, expected {FORMAT}. Runs of format 1 put user tokens before "
-            "a beginning-of-text token, those of format 2 have other names of settings. Train it again"
+            f"{path}: format {config.get('format')!r}, expected {' or '.join(map(str, _READ))}. Runs of format 1 put "
+            "user tokens before a beginning-of-text token, those of format 2 have other names of settings. Train it "
+            "again"
         )
     if config.get("user_text") == "prior":  # other runs of this format are read as they were
         raise CheckpointError(

@@ -1,11 +1,12 @@
 """Tensors as safetensors files."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +29,24 @@ def to_file(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, path
         save_file(on_cpu, path, metadata=metadata)
     except SafetensorError as error:  # wraps the system's error
         raise OSError(None, str(error), str(path)) from None
+
+
+def blocks_of(path: Path, name: str, elements: int = 2**22) -> Iterator[Tensor]:
+    """A tensor of a file in parts along its first axis, of about so many elements.
+
+    Each part is mapped by itself: what was read does not count as memory of this process.
+    """
+    start, end = 0, 1
+    while start < end:
+        with safe_open(path, "pt") as file:
+            tensor = file.get_slice(name)
+            end, *row = tensor.get_shape()
+            size = max(1, elements // max(1, math.prod(row)))
+            part = tensor[start : start + size] if end else None
+        if part is not None:
+            yield part
+        del part
+        start += size
 
 
 @contextmanager

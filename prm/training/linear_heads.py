@@ -215,7 +215,7 @@ def _save_head(
         stretch(model, user_model, scales(best))
     if config.users.text_dropout == 1.0:
         checkpoint.settings.user_text = "unread"
-    model.user_model.load_state_dict(user_model.state_dict())
+    model.user_model.load_state_dict(model.user_model.adopt(user_model.state_dict()))
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_GENERIC)
     if user_model.all_alike:

@@ -1,11 +1,15 @@
 """The base of all user models: from a row of the user index to the user's embedding (section 4.3)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from prm.users.ragged_rows import with_spare
+
+Blocks = Callable[[str], Iterator[Tensor]]  # of a saved tensor's name: its parts along the first axis
 
 ALL_ALIKE = (
     "the log shows no difference between users: everybody has the generic user's rewards, and new comparisons of a "
@@ -54,6 +58,16 @@ class UserModel(nn.Module):
         """Tables [n_rows, ...] with one user per row."""
         return [self.get_parameter(name) for name in self.PER_ROW]
 
+    @property
+    def own_tensors(self) -> tuple[str, ...]:
+        """Names, in `state_dict`, of the tensors that hold numbers of single users."""
+        return self.PER_ROW
+
+    @property
+    def max_row_bytes(self) -> int:
+        """The most bytes that a user's own numbers can take."""
+        return sum(table[0].nbytes for table in self.per_row())
+
     def shared_penalty(self) -> Tensor:
         """Sum of squares of the shared parameters, a scalar."""
         return sum((p.square().sum() for p in self.shared()), torch.zeros(()))
@@ -101,6 +115,20 @@ class UserModel(nn.Module):
         """Make parameters differ that would get equal gradients; nothing to do for most models."""
 
     @torch.no_grad()
+    def row_tensors(self, row: int) -> dict[str, Tensor]:
+        """A user's own numbers by name, as copies on the CPU: what a store keeps of one user."""
+        return {name: self.get_parameter(name)[row].to("cpu", copy=True) for name in self.PER_ROW}
+
+    @torch.no_grad()
+    def set_row_tensors(self, row: int, tensors: Mapping[str, Tensor]) -> None:
+        """Set a user's own numbers to what `row_tensors` gave, also of an earlier version.
+
+        Raises `PrmError` if they are those of another model.
+        """
+        for name, table in zip(self.PER_ROW, self.per_row(), strict=True):
+            table[row] = tensors[name].to(table)
+
+    @torch.no_grad()
     def set_row(self, row: int, source_rows: Tensor) -> None:
         """Set the parameters of `row` to the mean of those of `source_rows`."""
         for table in self.per_row():
@@ -116,7 +144,7 @@ class UserModel(nn.Module):
     def subset(self, rows: Tensor) -> Self:
         """A copy with these rows alone, in their order; row 0 must be the first. Shared parameters stay shared."""
         subset = copy.copy(self)
-        subset._parameters, subset._spare = dict(self._parameters), {}
+        subset._parameters, subset._modules, subset._spare = dict(self._parameters), dict(self._modules), {}
         for name in self.PER_ROW:
             table = self.get_parameter(name)
             subset._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
@@ -136,14 +164,22 @@ class UserModel(nn.Module):
         The tables are reallocated with an eighth to spare, so that further rows rarely need another copy.
         """
         for name in self.PER_ROW:
-            table, spare = self.get_parameter(name), self._spare.get(name)
-            if spare is None or spare.data_ptr() != table.data_ptr() or len(spare) < n_rows:
-                spare = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
-                spare[: self.n_rows] = table
+            table = self.get_parameter(name)
+            spare = with_spare(table.detach(), n_rows, self._spare.get(name))
             spare[self.n_rows : n_rows] = table[0]
             self._spare[name] = spare
             setattr(self, name, nn.Parameter(spare[:n_rows], requires_grad=table.requires_grad))
         self.n_rows = n_rows
+
+    def adopt(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Be ready to load a saved `state_dict` of as many rows, which is returned in the form of this version.
+
+        The model takes over the sizes that only the saved tensors tell.
+        """
+        return dict(saved)
+
+    def check_saved(self, blocks: Blocks) -> None:
+        """Raise `PrmError` if the values of saved tensors, in the form of this version, contradict each other."""
 
 
 def untrained(*shape: int) -> nn.Parameter:

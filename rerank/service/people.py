@@ -55,8 +55,7 @@ class People:
         self.model, self._index, self._store = checkpoint.model, checkpoint.users, store
         self._trained = checkpoint.model.user_model
         self.digest = _model_digest(self.model, digest)
-        row_bytes = sum(table[0].numel() * table.element_size() for table in self._trained.per_row())
-        size = max(64, min(_MOST_PEOPLE, _MAX_BYTES // max(1, row_bytes)))
+        size = max(64, min(_MOST_PEOPLE, _MAX_BYTES // max(1, self._trained.max_row_bytes)))
         self._table = self._trained.subset(torch.zeros(size + 1, dtype=torch.long))
         self.model.user_model = self._table
         self._slots: OrderedDict[UserKey, Person] = OrderedDict()
@@ -103,9 +102,7 @@ class People:
 
     def to_save(self, one: UserModel, version: int, comparisons: int) -> SavedPerson:
         """What the store keeps of row 1 of a user model that `copy` returned, in place of a version."""
-        names = zip(one.PER_ROW, one.per_row(), strict=True)
-        parameters = save({name: table[1].detach().cpu().contiguous() for name, table in names})
-        return SavedPerson(self._store.next_version(version), self.digest, comparisons, parameters)
+        return SavedPerson(self._store.next_version(version), self.digest, comparisons, save(one.row_tensors(1)))
 
     def next_outdated(self, wait: float) -> UserKey | None:
         """An outdated user who was asked for, if there is one within `wait` seconds."""
@@ -151,13 +148,11 @@ class People:
         version, outdated = (version, False) if saved is None else (saved.version, saved.model != self.digest)
         if saved is not None and not outdated:
             row = self._take(user)
-            self._set(row, saved.parameters)
+            self._table.set_row_tensors(row, load(saved.parameters))
             person = Person(row, True, saved.comparisons, version)
         elif trained := GENERIC_ROW if version == FORGOTTEN else self._trained_row(user, saved):
             row = self._take(user)
-            with torch.no_grad():
-                for table, source in zip(self._table.per_row(), self._trained.per_row(), strict=True):
-                    table[row] = source[trained]
+            self._table.set_row_tensors(row, self._trained.row_tensors(trained))
             person = Person(row, True, self._trained_count(user), version, outdated)
         else:
             return Person(GENERIC_ROW, False, 0, version, outdated)
@@ -174,12 +169,6 @@ class People:
             self._table.forget_row(person.row)
             self._free.append(person.row)
 
-    def _set(self, row: int, parameters: bytes) -> None:
-        tensors = load(parameters)
-        with torch.no_grad():
-            for name, table in zip(self._table.PER_ROW, self._table.per_row(), strict=True):
-                table[row] = tensors[name].to(table)
-
     def _trained_row(self, user: UserKey, saved: SavedPerson | None) -> int:
         """The user's row of the run; the generic one for somebody who was forgotten and has said more since."""
         row = self._index.row(full_id(*user))
@@ -192,7 +181,7 @@ class People:
 def _model_digest(model: RewardModel, features: str) -> str:
     """Digest of what a user's parameters belong to: the features, and all of the head that users share."""
     digest = hashlib.sha256(f"{features} {type(model.user_model).__name__}".encode())
-    own = {f"user_model.{name}" for name in model.user_model.PER_ROW}
+    own = {f"user_model.{name}" for name in model.user_model.own_tensors}
     for name, tensor in sorted(model.head_state().items()):
         if name not in own:
             digest.update(f"{name} {list(tensor.shape)}".encode())

@@ -142,5 +142,5 @@ def test_a_run_scores_alike_when_loaded_and_one_from_before_is_refused(
     torch.testing.assert_close(loaded.score(PROMPT, ANSWERS, "ben"), Scorer(checkpoint).score(PROMPT, ANSWERS, "ben"))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"format": 1}))
-    with pytest.raises(CheckpointError, match=r"format 1.* 3.*beginning-of-text"):
+    with pytest.raises(CheckpointError, match=r"format 1.* 4.*beginning-of-text"):
         checkpoints.load(run)

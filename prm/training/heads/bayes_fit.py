@@ -16,11 +16,12 @@ from prm.training.heads.grid_search import HeadData, Search, Trial, compact, hea
 from prm.training.heads.objective import PairFeatures, margins
 from prm.training.heads.settings_choice import Chosen, best_of, choose, held_out_margins, near_trials, parts_of
 from prm.users.bayes.posterior import (
+    BLOCK,
     Posterior,
     PosteriorData,
     Prior,
     conditional_margins,
-    fit_posterior,
+    iter_posteriors,
     updated,
 )
 from prm.users.bayes.prior import fit_prior, population
@@ -160,19 +161,22 @@ def _fit_users(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, 
     z = log.differences()
     model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
     model.set_prior(prior.covariance)
-    posterior = fit_posterior(log, prior, n_rows, model.kept)
-    model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.factor[1:])
+    model.flatness.fill_(float(model.flatness[0]))
+    _set_posteriors(model, log, prior)
     return model
+
+
+def _set_posteriors(model: Bayes, log: PosteriorData, prior: Prior) -> None:
+    """Set the posteriors of the users in `log`, whose rows hold the prior, from these comparisons."""
+    for rows, block in iter_posteriors(log, prior, model.n_rows):
+        model.set_posterior(rows, Posterior(block.mean, block.factor))
 
 
 @torch.no_grad()
 def finish_bayes(model: Bayes, pairs: PairFeatures) -> None:
     """Set the posteriors of the users in `pairs`, whose rows hold the prior, from these comparisons."""
-    if not len(pairs):
-        return
-    rows = torch.unique(pairs.rows)
-    posterior = fit_posterior(_project(model, pairs, model.basis), population(model.prior), model.n_rows, model.kept)
-    model.set_posterior(rows, posterior.mean[rows], posterior.factor[rows])
+    if len(pairs):
+        _set_posteriors(model, _project(model, pairs, model.basis), population(model.prior))
 
 
 @torch.no_grad()
@@ -190,12 +194,11 @@ def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
     first = counts.cumsum(0) - counts
     rounds = int(counts.max())
     for k in range(rounds):
-        rows = (counts > k).nonzero().squeeze(1)
-        index = order[first[rows] + k]
-        before = Posterior(model.means[rows], model.factors[rows])
-        z = log.differences(index)
-        after = updated(before, model.prior, z, logits[index], log.p_chosen[index], log.weight[index])
-        model.set_posterior(rows, after.mean, after.factor)
+        for rows in (counts > k).nonzero().squeeze(1).split(max(1, BLOCK // model.max_row_bytes)):
+            index = order[first[rows] + k]
+            before, z = model.posterior(rows), log.differences(index)
+            after = updated(before, model.prior, z, logits[index], log.p_chosen[index], log.weight[index])
+            model.set_posterior(rows, after, model.left_out(rows))
     return rounds
 
 

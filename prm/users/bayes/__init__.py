@@ -8,7 +8,9 @@ their offsets is 0. g is fitted on the same comparisons as the offsets: otherwis
 head misses would end up in their offsets.
 
 A posterior is the closest Gaussian to the exact one (variational, with the likelihood integrated by quadrature). A
-Laplace approximation would make S, and so every user's distance from the average, far too small.
+Laplace approximation would make S, and so every user's distance from the average, far too small. It is kept as S minus
+the product of a few columns of the user's own. That is low rank plus a part that all users share, where "low rank plus
+diagonal" would give each user a diagonal: who said nothing has S itself.
 
 This package works on tensors alone: no models, tokenizers or files.
 """

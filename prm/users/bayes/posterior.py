@@ -32,25 +32,15 @@ class Prior:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Posteriors N(mean, S - factor factor') of users' offsets, with S the prior's covariance.
+    """Posteriors N(mean, S - factor factor') of users' offsets, with S the prior's covariance, which all users share.
 
     Args:
         mean: [m, r].
-        factor: reduction of S by the comparisons, [m, r, k]: 0 for users without any. Of more than k directions, the k
-            with the largest reduction are kept, so that variances are slightly too large, never too small.
+        factor: reduction of S by the comparisons, [m, r, k], a column or less for each: 0 for users without any.
     """
 
     mean: Tensor
     factor: Tensor
-
-    def variances(self, z: Tensor, users: Tensor, covariance: Tensor) -> Tensor:
-        """Variance of <z, o> for each row of z [n, r] and its user, int64 [n], under S = `covariance`."""
-        size = max(1, BLOCK // max(1, self.factor[0].numel()))  # number of factors gathered at once
-        reductions = [
-            (z_part.unsqueeze(1) @ self.factor[users_part]).square().sum((1, 2))
-            for z_part, users_part in zip(z.split(size), users.split(size), strict=True)
-        ]
-        return (((z @ covariance) * z).sum(-1) - torch.cat(reductions)).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
@@ -92,23 +82,6 @@ def conditional_margins(comparisons: PosteriorData, covariance: Tensor) -> Tenso
     return out
 
 
-def fit_posterior(comparisons: PosteriorData, prior: Prior, n_users: int, max_rank: int | None = None) -> Posterior:
-    """All users' posteriors; users without comparisons get the prior.
-
-    Factors have at most `max_rank` columns, r if None. A user with n comparisons costs n r min(n, r).
-    """
-    r = len(prior.covariance)
-    mean = prior.mean.expand(n_users, -1).clone()
-    factor = mean.new_zeros(n_users, r, r if max_rank is None else min(max_rank, r))
-    for users, block in iter_posteriors(comparisons, prior, n_users):
-        mean[users] = block.mean
-        k = min(factor.shape[2], block.root.shape[2])
-        share_known, directions = torch.linalg.eigh(torch.eye(block.unknown.shape[1]).to(mean) - block.unknown)
-        top = directions[..., -k:] * share_known[:, None, -k:].clamp_min(0.0).sqrt()
-        factor[users, :, :k] = block.root @ top
-    return Posterior(mean, factor)
-
-
 class PosteriorBlock(NamedTuple):
     """Posteriors of b users, in whitened coordinates t ~ N(0, I) that span their comparisons.
 
@@ -126,6 +99,12 @@ class PosteriorBlock(NamedTuple):
     compared: tuple[Tensor, Tensor]
     variance: Tensor
 
+    @property
+    def factor(self) -> Tensor:
+        """Reduction of the prior's covariance by the comparisons, [b, r, q], as of `Posterior`."""
+        share_known, directions = torch.linalg.eigh(torch.eye(self.unknown.shape[1]).to(self.unknown) - self.unknown)
+        return self.root @ (directions * share_known.clamp_min(0.0).sqrt()[:, None])
+
 
 def iter_posteriors(
     comparisons: PosteriorData,
@@ -135,6 +114,8 @@ def iter_posteriors(
     rounds: int = 8,
 ) -> Iterator[tuple[Tensor, PosteriorBlock]]:
     """Yield (users, their posteriors) for all users with comparisons, by Gaussian variational inference.
+
+    A user with n comparisons costs n r min(n, r). Users without comparisons have the prior.
 
     Args:
         start: initial means of users [m, r] and variances of logits [n]; the prior's if not given.
@@ -169,7 +150,7 @@ def updated(
     """Update the posteriors of m users by one more comparison each, from mean and factor alone.
 
     A comparison depends on the offset only through its logit <z, o>: that is fitted, and the offset follows by linear
-    regression on it. Earlier comparisons enter only through the given posterior.
+    regression on it. Earlier comparisons enter only through the given posterior. The factors get one column more.
 
     Args:
         covariance: S of the prior, [r, r].
@@ -190,15 +171,29 @@ def updated(
             break
     direction = cov_with_logit / variance.sqrt()[:, None]
     new_column = (1.0 - v).clamp_min(0.0).sqrt()[:, None] * direction
-    factor = strongest(torch.cat([factor, new_column.unsqueeze(-1)], 2), covariance, factor.shape[2])
-    return Posterior(posterior.mean + direction * t, factor)
+    return Posterior(posterior.mean + direction * t, torch.cat([factor, new_column.unsqueeze(-1)], 2))
 
 
-def strongest(factor: Tensor, covariance: Tensor, max_rank: int) -> Tensor:
-    """Reduce factors [m, r, k] to the `max_rank` < k columns that reduce the prior's variance most."""
-    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), factor, upper=False)
-    _, vectors = torch.linalg.eigh(whitened.transpose(1, 2) @ whitened)
-    return factor @ vectors[..., -max_rank:]
+def fewest_columns(factor: Tensor, moment: Tensor, budget: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The fewest columns that nearly reduce the variance of an average pair's logit as factors [m, r, k] do.
+
+    A column f reduces it by f' M f, with M the mean of z z'. Columns are first rotated, which leaves factor factor' as
+    it is, so that the first ones reduce it as much as so many columns can: those are kept. Variances are then slightly
+    too large, never too small.
+
+    Args:
+        moment: M, [r, r].
+        budget: what may be left out of each reduction, [m].
+        most: maximum number of columns, whatever is left out.
+
+    Returns (the kept columns of one user after another [t, r], their numbers [m], the reductions by all columns [m]).
+    """
+    reductions, directions = torch.linalg.eigh(factor.transpose(1, 2) @ (moment @ factor))
+    reductions = reductions.clamp_min(0.0)
+    kept = reductions.cumsum(1) > budget[:, None]  # the smallest come first
+    kept[:, : max(0, factor.shape[2] - most)] = False
+    columns = (factor @ directions).transpose(1, 2)
+    return columns.flip(1)[kept.flip(1)], kept.sum(1), reductions.sum(1)
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_a_run_of_another_format_says_what_to_do(runs: dict[str, Path], tmp_path
     folder = shutil.copytree(runs["linear"], tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}))
-    with pytest.raises(CheckpointError, match=r"format 1.* 3"):
+    with pytest.raises(CheckpointError, match=r"format 1.* 4"):
         checkpoints.load(folder)
 
 

@@ -84,9 +84,12 @@ def holding(folder: Path, *words: bytes) -> list[str]:
 def own_numbers(run: Path) -> list[bytes]:
     """The bytes of the person's row in each table of the saved model."""
     row = read_users(run).row(WHO)
-    own = ("offsets", "embeddings", "weights", "means", "factors")
+    own = ("offsets", "embeddings", "weights", "means")
     tables = {name.rpartition(".")[2]: tensor for name, tensor in load_file(run / "model.safetensors").items()}
-    return [tables[name][row].contiguous().numpy().tobytes() for name in own if name in tables]
+    numbers = [tables[name][row] for name in own if name in tables]
+    if "vectors" in tables:
+        numbers += tables["vectors"][tables["first"][row] :][: tables["count"][row]]
+    return [one.contiguous().numpy().tobytes() for one in numbers]
 
 
 def own_digests(run: Path) -> list[bytes]:

@@ -70,7 +70,7 @@ def test_leanings_are_those_of_draws_from_the_posterior(
     person, one = engine.people.copy(("", user))
     assert isinstance(one, Bayes)
     states = engine.texts.get([TextRequest(*text) for text in pool.texts()], time.monotonic() + 60).states
-    factor = one.factors[1].double().numpy()
+    factor = one.posterior(torch.tensor([1])).factor[0].double().numpy()
     covariance = one.prior.double().numpy() - factor @ factor.T
     offsets = np.random.default_rng(1).multivariate_normal(one.means[1].double().numpy(), covariance, 20_000)
     drawn = slopes(pool, (states @ one.basis).double().numpy() @ offsets.T)

@@ -21,6 +21,7 @@ from prm.scoring.scorer import Scorer
 from prm.training.heads.bayes_fit import Tempered
 from prm.training.heads.grid_search import HeadData
 from prm.training.run import train
+from prm.users.bayes.posterior import Posterior
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.bayes_model import Bayes
 from prm.users.stack_model import Stack
@@ -58,7 +59,7 @@ def random_model(rank: int = 3, dim: int = 5) -> Bayes:
         model.moment.copy_(torch.eye(rank) * 0.7)
     model.set_prior(root @ root.T + 0.1 * torch.eye(rank))
     rows = torch.arange(1, 4)
-    model.set_posterior(rows, torch.randn(3, rank, generator=draw), known(model, 0.7, 0.7, 0.7))
+    model.set_posterior(rows, Posterior(torch.randn(3, rank, generator=draw), known(model, 0.7, 0.7, 0.7)))
     return model
 
 
@@ -69,7 +70,8 @@ def known(model: Bayes, *shares: float) -> torch.Tensor:
 
 
 def covariance_of(model: Bayes, row: int) -> torch.Tensor:
-    return model.prior - model.factors[row] @ model.factors[row].T
+    factor = model.posterior(torch.tensor([row])).factor[0]
+    return model.prior - factor @ factor.T
 
 
 def test_a_margin_is_the_average_over_what_is_not_known() -> None:
@@ -89,7 +91,7 @@ def test_a_margin_is_the_average_over_what_is_not_known() -> None:
 
 def test_the_unknown_user_is_the_population_and_so_is_who_said_nothing() -> None:
     model = random_model()
-    model.set_posterior(torch.tensor([3]), torch.zeros(1, 3), known(model, 0.0))
+    model.set_posterior(torch.tensor([3]), Posterior(torch.zeros(1, 3), known(model, 0.0)))
     embeddings = model(torch.arange(4))[:, 0]
     assert torch.equal(embeddings[0], model.generic[0])
     assert torch.equal(embeddings[3], model.generic[0])
@@ -105,7 +107,7 @@ def test_what_is_less_known_counts_less() -> None:
     """The same mean known better: a steeper reward along it, and the population's less steep."""
     model = random_model()
     mean = model.means[1:2].clone()
-    model.set_posterior(torch.tensor([1, 2]), mean.expand(2, -1), known(model, 0.1, 0.9))
+    model.set_posterior(torch.tensor([1, 2]), Posterior(mean.expand(2, -1), known(model, 0.1, 0.9)))
     own = model(torch.tensor([1, 2]))[:, 0] - model.generic * (model.flatness[0] / model.flatness[1:3, None])
     assert float(own[1].norm()) > float(own[0].norm())
 
@@ -246,7 +248,7 @@ def test_the_temperature_is_of_those_who_are_known() -> None:
     """By hand: all is known of one person, half of another, nothing of the third, and the unknown user stays."""
     model = random_model()
     mean = model.means[1:2].expand(3, -1).clone()
-    model.set_posterior(torch.arange(1, 4), mean, known(model, 1.0, 0.5, 0.0))
+    model.set_posterior(torch.arange(1, 4), Posterior(mean, known(model, 1.0, 0.5, 0.0)))
     difference, rows = torch.tensor([[0.4, -0.2, 0.1, 0.3, 0.0]]).expand(4, -1), torch.arange(4)
     before, rewards = model.margins(difference, rows), model(rows)[:, 0]
     model.temperature.fill_(1.44)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, conditional_margins, fit_posterior, updated
+from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, conditional_margins, updated
 from prm.users.bayes.prior import fit_prior, population
 from prm.users.bayes.quadrature import Normal, inflated, information, integrated
+from tests.prm.users.bayes.dense import covariances, fit_posterior, variances
 
 
 def test_integrals_by_hand() -> None:
@@ -50,11 +51,7 @@ def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int 
 def predicted(log: PosteriorData, prior: Prior, posterior: Posterior) -> Tensor:
     z = log.differences()
     mean = conditional_margins(log, prior.marginal) + (z * posterior.mean[log.people]).sum(-1)
-    return integrated(mean, posterior.variances(z, log.people, prior.covariance))
-
-
-def covariances(posterior: Posterior, prior: Prior) -> Tensor:
-    return prior.covariance - posterior.factor @ posterior.factor.transpose(1, 2)
+    return integrated(mean, variances(posterior, z, log.people, prior.covariance))
 
 
 def test_people_without_a_judgement_have_the_prior() -> None:
@@ -82,7 +79,9 @@ def test_nobody_depends_on_who_else_is_there() -> None:
     part = replace(log, **{name: getattr(log, name)[own] for name in keep})
     alone = fit_posterior(replace(part, people=torch.zeros_like(part.people)), prior, 1)
     torch.testing.assert_close(alone.mean[0], whole.mean[4], atol=1e-4, rtol=0)
-    torch.testing.assert_close(covariances(alone, prior)[0], covariances(whole, prior)[4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        covariances(alone, prior.covariance)[0], covariances(whole, prior.covariance)[4], atol=1e-4, rtol=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[Po
     torch.testing.assert_close(prior.covariance.diagonal(), truth.diagonal(), rtol=0.25, atol=0.08)
     off = prior.covariance - torch.diag(prior.covariance.diagonal())
     assert float(off.abs().max()) < 0.15
-    deviation = covariances(posterior, prior).diagonal(dim1=1, dim2=2).sqrt()
+    deviation = covariances(posterior, prior.covariance).diagonal(dim1=1, dim2=2).sqrt()
     inside = ((posterior.mean - offsets).abs() <= 1.645 * deviation).float()
     assert 0.87 <= float(inside.mean()) <= 0.93
     # who judged most like nobody else is told apart
@@ -149,12 +148,14 @@ def test_one_more_judgement_without_the_earlier_ones(planted: tuple[PosteriorDat
             keep = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
             first = fit_posterior(replace(log, **{name: getattr(log, name)[index] for name in keep}), prior, m)
             torch.testing.assert_close(posterior.mean, first.mean, atol=5e-3, rtol=0)
-            torch.testing.assert_close(covariances(posterior, prior), covariances(first, prior), atol=5e-3, rtol=0)
-    deviation = covariances(refit, prior).diagonal(dim1=1, dim2=2).sqrt()
+            torch.testing.assert_close(
+                covariances(posterior, prior.covariance), covariances(first, prior.covariance), atol=5e-3, rtol=0
+            )
+    deviation = covariances(refit, prior.covariance).diagonal(dim1=1, dim2=2).sqrt()
     away = ((posterior.mean - refit.mean) / deviation).abs()
     assert float(away.mean()) < 0.05
     assert float(away.max()) < 0.5
-    spread = covariances(posterior, prior).diagonal(dim1=1, dim2=2).sqrt() / deviation
+    spread = covariances(posterior, prior.covariance).diagonal(dim1=1, dim2=2).sqrt() / deviation
     assert float((spread - 1.0).abs().mean()) < 0.05
     assert float((spread - 1.0).abs().max()) < 0.4
 
@@ -236,8 +237,8 @@ def answered(questions: int, chosen: bool, seed: int) -> float:
         worth = torch.rand(people, pool, generator=draw)
         if chosen:
             each = everybody.repeat_interleave(pool)
-            variance = posterior.variances(z.repeat(people, 1), each, covariance).view(people, pool)
-            mean, between = posterior.mean @ z.T, z @ covariances(posterior, population(covariance)) @ z.T
+            variance = variances(posterior, z.repeat(people, 1), each, covariance).view(people, pool)
+            mean, between = posterior.mean @ z.T, z @ covariances(posterior, covariance) @ z.T
             logits = [Normal(*person) for person in zip(mean, variance, strict=True)]
             worth = torch.stack(
                 [information(own, own, with_own) for own, with_own in zip(logits, between, strict=True)]
