@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST, WORK = "_manifest.json", "_work"  # readers of Parquet folders skip names that begin with "_"
-_FORMAT = 1  # of the work files
-_GROUP_BYTES = 1 << 20  # of input: the texts of a group are in memory at once
+_FORMAT = 2  # of the work files, and of how texts are cut into lots, parts and tasks
+_GROUP_BYTES = 1 << 24  # of input: the texts of a group are in memory at once
 _MOST_GROUPS = 4096
 _SHARD_ROWS = 8192
 

@@ -1,12 +1,14 @@
-"""Second pass: read each group's texts once, and keep the rewards of all who ask for them in a work file.
+"""Second pass: read each group's texts once, and keep the rewards of all who ask for them in work files.
 
-A task is a group, or a slice of a large one. Equal texts share a key, and a key is in one task: what the backbone reads
-here it reads nowhere else. What is in memory is one task. Rewards are kept, not hidden states: of a hundred million
+Equal texts share a key, and a key is in one task: what the backbone reads here it reads nowhere else. What is in memory
+is a group, or a part of a large one; it is cut into tasks. Rewards are kept, not hidden states: of a hundred million
 texts these would fill hundreds of gigabytes, and be read back in random order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +19,17 @@ from numpy.typing import NDArray
 from prm.data.comparison import Prompt
 from prm.io.progress import progress, without_bars
 from prm.scale.job import Job
-from prm.scale.sort_texts import Portion, texts_path, unpacked_prompt
+from prm.scale.sort_texts import TEXTS, Sorted, unpacked_prompt
 from prm.scale.work_files import about, opened, write_batches
 from prm.scoring.scorer import Scorer
 
-_TASK_TEXTS = 4096
-_REWARDS = pa.schema({"position": pa.int32(), "reward": pa.float32()})
-
+_TASK_TEXTS = 4096  # pairs of text and user, at most
+_PART_BYTES = 1 << 25  # of texts, repeated ones too, that are in memory at once
+_BLOCK_TEXTS = 1 << 23  # whose rewards are in memory at once, 5 bytes each
+_REWARDS = pa.schema({"portion": pa.int32(), "position": pa.int32(), "reward": pa.float32()})
 
 Ints = NDArray[np.int32]
+Places = NDArray[np.intp]
 
 
 class Texts(NamedTuple):
@@ -75,71 +79,144 @@ def rewards_of(scorer: Scorer, texts: Texts) -> list[float]:
         return scorer.score_batch(texts.prompts, texts.responses, texts.users, texts.user_texts).tolist()
 
 
-def read_texts(job: Job, portions: Sequence[Portion], read: Read) -> list[Path]:
-    """Compute the rewards that are missing; the work files of all, each with a batch for each portion."""
-    paths, missing, done = list[Path](), list[tuple[Path, int, int, int]](), 0
-    for group in range(job.groups):
-        texts = sum(portion.groups[group] for portion in portions)
-        slices = -(-texts // _TASK_TEXTS)
-        for part in range(slices):
-            path = job.work / f"rewards-{group:04d}-{part:04d}.arrow"
-            paths.append(path)
-            if found := about(path, job.key):
-                done += int(str(found["texts"]))
-            else:
-                missing.append((path, group, part, slices))
-    total = sum(portion.texts for portion in portions)
-    with progress(desc="scoring", unit="text", total=total, initial=done) as bar:
-        for task, rewards in read(_task(job, len(portions), *entry) for entry in missing):
-            _write(job, task, rewards, len(portions))
+def read_texts(job: Job, found: Sorted, read: Read) -> list[Path]:
+    """Compute the rewards that are missing; the work files of all."""
+    paths = list[Path]()
+    total = sum(portion.texts for portion in found.portions)
+    with progress(desc="scoring", unit="text", total=total) as bar:
+
+        def missing() -> Iterator[Task]:
+            for group in range(job.groups):
+                for path, task in _tasks(job, found, group):
+                    paths.append(path)
+                    if known := about(path, job.key):
+                        texts = int(str(known["texts"]))
+                        bar.initial, bar.n = bar.initial + texts, bar.n + texts
+                    else:
+                        yield task()
+
+        for task, rewards in read(missing()):
+            _write(job, task, rewards)
             bar.update(len(task.pair))
     return paths
 
 
-def rewards_in(paths: Sequence[Path], portion: int, size: int) -> NDArray[np.float32]:
-    """The rewards of a portion's responses, float32 [size]; each is there once, or `ValueError` is raised."""
-    rewards, times = np.zeros(size, np.float32), np.zeros(size, np.int64)
-    for path in paths:
+class Rewards:
+    """The rewards of the work files, by portion; a few million are in memory."""
+
+    def __init__(self, files: Sequence[Path], found: Sorted):
+        self._files, self._texts = files, [portion.texts for portion in found.portions]
+        self._first, self._ends, self._values = 0, np.zeros(1, np.int64), np.zeros(0, np.float32)
+
+    def of(self, portion: int) -> NDArray[np.float32]:
+        """Rewards of a portion's responses, float32 [texts]; each is there once, or `ValueError` is raised."""
+        if not 0 <= portion - self._first < len(self._ends) - 1:
+            self._load(portion)
+        start, end = self._ends[portion - self._first : portion - self._first + 2]
+        return self._values[start:end]
+
+    def _load(self, first: int) -> None:
+        ends = np.cumsum([0, *self._texts[first:]])
+        ends = ends[: max(2, int(np.searchsorted(ends, _BLOCK_TEXTS, "right")))]
+        values, times = np.zeros(ends[-1], np.float32), np.zeros(ends[-1], np.uint8)
+        for path in self._files:
+            with opened(path) as reader:
+                batch = reader.get_batch(0)
+            portion, position, reward = (batch.column(name).to_numpy() for name in _REWARDS.names)
+            here = (portion >= first) & (portion < first + len(ends) - 1)
+            at = ends[portion[here] - first] + position[here]
+            values[at] = reward[here]
+            np.add.at(times, at, 1)
+        if not (times == 1).all():
+            wrong = int((times != 1).sum())
+            raise ValueError(f"from portion {first} on: {wrong} rewards are missing, or there twice")
+        self._first, self._ends, self._values = first, ends, values
+
+
+def _tasks(job: Job, found: Sorted, group: int) -> Iterator[tuple[Path, Callable[[], Task]]]:
+    """The work files of a group's rewards, each with a function that makes its task."""
+    number = 0
+    for texts in _parts(job, found, group):
+        prompt_changes, key_changes, pair_changes = _changes(texts)
+        starts = np.flatnonzero(pair_changes)  # of pairs, in `texts`
+        places = cuts(np.flatnonzero(prompt_changes[starts]), np.flatnonzero(key_changes[starts]), len(starts))
+        for begin, end in pairwise(places):
+            path = job.work / f"rewards-{group:04d}-{number:04d}.arrow"
+            number += 1
+            stop = starts[end] if end < len(starts) else len(texts)
+            yield path, partial(_task, path, texts.slice(starts[begin], stop - starts[begin]))
+
+
+def _parts(job: Job, found: Sorted, group: int) -> Iterator[pa.RecordBatch]:
+    """A group's texts, sorted by prompt, key and user; a large group in parts, by prompt, or else by key."""
+    parts = -(-found.groups[group] // _PART_BYTES)
+    for i in range(parts):
+        size = sum(batch.nbytes for batch in _chosen(job, found, group, (parts, i), (1, 0))) if parts > 1 else 0
+        pieces = max(1, size // _PART_BYTES)
+        for j in range(pieces):
+            texts = pa.Table.from_batches(_chosen(job, found, group, (parts, i), (pieces, j)), TEXTS).combine_chunks()
+            for batch in texts.to_batches():  # one, or none
+                users = batch.column("user").dictionary_encode().indices.fill_null(-1)
+                columns = [users, *(batch.column(name) for name in ("key_low", "key_high", "prompt_hash"))]
+                yield batch.take(pa.array(np.lexsort([column.to_numpy() for column in columns])))
+
+
+def _chosen(
+    job: Job, found: Sorted, group: int, prompts: tuple[int, int], keys: tuple[int, int]
+) -> Iterator[pa.RecordBatch]:
+    """A group's texts in each work file, those of the i-th of n parts by prompt, and of the j-th of m by key."""
+    for path in found.files:
         with opened(path) as reader:
-            batch = reader.get_batch(portion)
-        at = batch.column("position").to_numpy()
-        rewards[at] = batch.column("reward").to_numpy()
-        np.add.at(times, at, 1)
-    if not (times == 1).all():
-        raise ValueError(f"portion {portion}: {int((times != 1).sum())} rewards are missing, or there twice")
-    return rewards
-
-
-def _task(job: Job, portions: int, path: Path, group: int, part: int, slices: int) -> Task:
-    """The texts of a group, or of the part of it whose keys fall into this slice."""
-    pair_of: dict[tuple[bytes, str | None], int] = {}
-    texts, pairs, places = Texts([], [], [], []), list[int](), list[tuple[int, int]]()
-    prompts: dict[str, Prompt] = {}  # one object for all responses to a prompt
-    for number in range(portions):
-        with opened(texts_path(job, number)) as reader:
             batch = reader.get_batch(group)
-        for i, (key, user) in enumerate(zip(*(batch.column(n).to_pylist() for n in ("key", "user")), strict=True)):
-            if int.from_bytes(key[8:]) % slices != part:
-                continue
-            if (pair := pair_of.setdefault((key, user), len(pair_of))) == len(texts.users):
-                prompt = batch.column("prompt")[i].as_py()
-                texts.prompts.append(prompts.setdefault(prompt, unpacked_prompt(prompt)))
-                texts.responses.append(batch.column("response")[i].as_py())
-                texts.users.append(user)
-                texts.user_texts.append(batch.column("user_text")[i].as_py())
-            pairs.append(pair)
-            places.append((number, batch.column("position")[i].as_py()))
-    portion, position = np.array(places, np.int32).reshape(-1, 2).T
-    return Task(path, texts, np.array(pairs, np.int32), portion, position)
+        prompt, key = (batch.column(name).to_numpy() for name in ("prompt_hash", "key_low"))
+        yield batch.filter(pa.array((prompt // job.groups % prompts[0] == prompts[1]) & (key % keys[0] == keys[1])))
 
 
-def _write(job: Job, task: Task, rewards: Sequence[float], portions: int) -> None:
-    values = np.array(rewards, np.float32)[task.pair]
+def _changes(texts: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each of the sorted texts has another prompt, another key and another pair than the one before."""
+    prompt, *keys = (_differs(texts.column(name)) for name in ("prompt_hash", "key_high", "key_low"))
+    key = prompt | keys[0] | keys[1]
+    return prompt, key, key | _differs(texts.column("user").dictionary_encode().indices.fill_null(-1))
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        for number in range(portions):
-            here = task.portion == number
-            columns = [pa.array(task.position[here], pa.int32()), pa.array(values[here], pa.float32())]
-            yield pa.record_batch(columns, schema=_REWARDS)
 
-    write_batches(task.path, _REWARDS, batches(), {"job": job.key, "texts": len(task.pair)})
+def _differs(column: pa.Array) -> NDArray[np.bool_]:
+    values = column.to_numpy()
+    return np.concatenate([[True], values[1:] != values[:-1]])
+
+
+def cuts(prompts: Places, keys: Places, pairs: int) -> list[int]:
+    """Where tasks begin and the last one ends: before a prompt if possible, or else before a text.
+
+    Args:
+        prompts, keys: the pairs where a prompt, or a text, begins, ascending.
+    """
+    found = [0]
+    while (limit := found[-1] + _TASK_TEXTS) < pairs:
+        for starts in (prompts, keys):
+            at = int(starts[np.searchsorted(starts, limit, "right") - 1])
+            if at > found[-1]:
+                break
+        else:  # one text of so many users
+            after = np.searchsorted(keys, limit)
+            at = int(keys[after]) if after < len(keys) else pairs
+        found.append(at)
+    return [*found, pairs] if found[-1] < pairs else found
+
+
+def _task(path: Path, places: pa.RecordBatch) -> Task:
+    """The task of some of the sorted texts."""
+    changes = _changes(places)[-1]
+    rows = places.take(pa.array(np.flatnonzero(changes)))
+    packed, responses, users, user_texts = (
+        rows.column(name).to_pylist() for name in ("prompt", "response", "user", "user_text")
+    )
+    unpacked = {prompt: unpacked_prompt(prompt) for prompt in set(packed)}  # one object for all responses to a prompt
+    texts = Texts([unpacked[prompt] for prompt in packed], responses, users, user_texts)
+    pair = (np.cumsum(changes) - 1).astype(np.int32)
+    return Task(path, texts, pair, *(places.column(name).to_numpy() for name in ("portion", "position")))
+
+
+def _write(job: Job, task: Task, rewards: Sequence[float]) -> None:
+    columns = [task.portion, task.position, np.array(rewards, np.float32)[task.pair]]
+    batch = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _REWARDS, strict=True)], schema=_REWARDS)
+    write_batches(task.path, _REWARDS, [batch], {"job": job.key, "texts": len(task.pair)})

@@ -12,11 +12,12 @@ from prm.io.disk import make_folder, remove
 from prm.io.folders import working_in
 from prm.io.interrupts import resumable
 from prm.models.backbones import device_named
+from prm.scale.check_texts import Checker
 from prm.scale.job import MANIFEST, Job, Result, input_files, open_job, refuse_other_shards
 from prm.scale.ray_engine import read_with_ray
 from prm.scale.read_texts import Read, read_texts, read_with
 from prm.scale.requests import parse_request, scored_row
-from prm.scale.sort_texts import Checker, sort_texts
+from prm.scale.sort_texts import sort_texts
 from prm.scale.write_shards import write_shards
 from prm.scoring.scorer import Scorer
 
@@ -70,16 +71,15 @@ def score_files(
 
 def _run(job: Job, result: Result, read: Read) -> None:
     checker = Checker(job.run, job.backbone)
-    portions = sort_texts(job, result, checker)
-    refuse_other_shards(job, len(portions))
-    rewards = read_texts(job, portions, read)
-    write_shards(job, result, checker, portions, rewards)
-    texts = sum(portion.texts for portion in portions)
-    job.finish([portion.rows for portion in portions], texts)
+    found = sort_texts(job, result, checker)
+    refuse_other_shards(job, len(found.portions))
+    rewards = read_texts(job, found, read)
+    write_shards(job, result, checker, found, rewards)
+    shards, texts = zip(*found.portions, strict=True)
+    job.finish(shards, sum(texts))
     remove(job.work)
-    rows = sum(portion.rows for portion in portions)
-    what = f"{counted(rows, 'row')} with {counted(texts, 'response')}"
-    logger.info("%s: %s in %s", job.folder, what, counted(len(portions), "shard"))
+    what = f"{counted(sum(shards), 'row')} with {counted(sum(texts), 'response')}"
+    logger.info("%s: %s in %s", job.folder, what, counted(len(shards), "shard"))
 
 
 def _engine(engine: Engine, run: str, backbone: str | None, device: str | None, workers: int | None) -> Read:

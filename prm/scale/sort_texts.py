@@ -1,109 +1,96 @@
 """First pass: check all rows, and sort their texts into groups, so that equal texts lie together.
 
-A portion of the input becomes one work file with a batch for each group. The group is that of the prompt, so that all
-responses to one prompt are read together, and its tokens once. What is in memory is one portion.
+Texts are sorted in memory, some megabytes at a time, and each lot becomes a work file with a batch for each group. The
+group is that of the prompt, so that all responses to one prompt are read together, and its tokens once.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from prm.checkpoint.checkpoint import read_config, read_users
 from prm.data.comparison import Message, Prompt, prompt_key
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
 from prm.io.rows import Row
 from prm.io.tables import plain, read_table, to_json
+from prm.scale.check_texts import Checker
 from prm.scale.job import Job, Result
 from prm.scale.requests import Asked
 from prm.scale.work_files import about, opened, write_batches
-from prm.training.unreadable_rows import encoder_of_run
 
 _SHARD_CHARACTERS = 1 << 24  # a shard of long rows has fewer
+_LOT_BYTES = 1 << 24  # of texts that are sorted in memory
 _COLUMNS = b"columns"
 JSON = pa.json_(pa.string())  # for a column that no other type fits
 
-_TEXTS = pa.schema(
+TEXTS = pa.schema(
     {
-        "key": pa.binary(16),
+        "prompt_hash": pa.uint64(),
+        "key_high": pa.uint64(),
+        "key_low": pa.uint64(),
         "prompt": pa.string(),
         "response": pa.string(),
         "user_text": pa.string(),
         "user": pa.string(),
+        "portion": pa.int32(),
         "position": pa.int32(),
     }
 )
 
 
-@dataclass(frozen=True)
-class Portion:
+class Portion(NamedTuple):
     """Rows that become one output shard.
 
     Args:
         rows: number of rows.
         texts: number of responses, all rows together.
-        groups: number of them in each group.
-        columns: the columns of the input rows with their types; those that no type fits hold JSON text.
     """
 
     rows: int
     texts: int
-    groups: Sequence[int]
-    columns: pa.Schema
 
 
-class Checker:
-    """Checks requests as `Scorer` would, without its weights, and gives each text the key that it is read by.
+@dataclass
+class Sorted:
+    """What the first pass has written so far.
 
-    Texts are read once for all users by linear heads, else once for each user; whoever the run does not know is the
-    generic user.
+    Args:
+        files: the work files, each with a batch of `TEXTS` for each group.
+        portions: of the input, in order.
+        groups: bytes of each group's texts.
+        columns: the columns of the input rows with their types; those that no type fits hold JSON text.
     """
 
-    def __init__(self, run: Path, backbone: str | None):
-        settings = read_config(run).settings
-        self._encoder, self.users = encoder_of_run(run, backbone), read_users(run)
-        self._reads_users = settings.reward is None or settings.reward.form != "linear_head"
-        self._reads_text = settings.user_text == "prompt"
-        self._checked: set[bytes] = set()
-
-    def text_read(self, asked: Asked) -> str:
-        """The part of the user's text that is read before the prompt."""
-        return asked.user_text if self._reads_text else ""
-
-    def begin_portion(self) -> None:
-        """Forget which texts were checked."""
-        self._checked.clear()
-
-    def key(self, asked: Asked, response: str) -> bytes:
-        """The 16-byte key of a text. Raises `DataError` if it does not fit."""
-        row = self.users.row(asked.user) if self._reads_users else 0
-        key = _digest(prompt_key(asked.prompt), response, self.text_read(asked), str(row))
-        if key not in self._checked:
-            self._encoder.encode(asked.prompt, response, 0, self.text_read(asked))
-            self._checked.add(key)
-        return key
+    files: list[Path] = field(default_factory=list)
+    portions: list[Portion] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    columns: pa.Schema = field(default_factory=lambda: pa.schema({}))
 
 
-def sort_texts(job: Job, result: Result, checker: Checker) -> list[Portion]:
-    """Check all rows and write the work files that are missing; the portions, in order.
+def sort_texts(job: Job, result: Result, checker: Checker) -> Sorted:
+    """Check all rows and write the work files that are missing.
 
     Raises `DataError` naming file and row of the first bad one.
     """
-    found = []
+    found, waiting = Sorted(groups=[0] * job.groups), portions(job, result)
     with progress(desc="checking rows", unit="row") as bar:
-        for number, rows in enumerate(portions(job, result)):
-            path = texts_path(job, number)
-            if about(path, job.key) is None:
-                _write_portion(path, job, rows, checker)
-            found.append(read_portion(path, job))
-            bar.update(len(rows))
-    return found
+        while True:
+            path, before = job.work / f"texts-{len(found.files):05d}.arrow", len(found.portions)
+            is_there = about(path, job.key) is not None
+            if not is_there and not _write_lot(path, job, waiting, checker, found):
+                return found
+            _add(found, path, job)
+            new = found.portions[before:]
+            if is_there:
+                for _ in islice(waiting, len(new)):
+                    pass  # checked before
+            bar.update(sum(portion.rows for portion in new))
 
 
 def portions(job: Job, result: Result) -> Iterator[list[tuple[Row, Asked]]]:
@@ -121,22 +108,19 @@ def portions(job: Job, result: Result) -> Iterator[list[tuple[Row, Asked]]]:
         yield rows
 
 
-def texts_path(job: Job, number: int) -> Path:
-    """The work file of a portion."""
-    return job.work / f"texts-{number:05d}.arrow"
-
-
-def read_portion(path: Path, job: Job) -> Portion:
-    """What the work file of a portion says of it."""
-    found = about(path, job.key)
-    if found is None:
+def _add(found: Sorted, path: Path, job: Job) -> None:
+    """Take up what a work file says of its lot."""
+    described = about(path, job.key)
+    if described is None:
         raise PrmError(f"{path} was removed while the job was running: start it again")
     with opened(path) as reader:
-        columns = pa.ipc.read_schema(pa.py_buffer(reader.schema.metadata[_COLUMNS]))
-    rows, groups = found["rows"], found["groups"]
-    assert isinstance(rows, int)
+        found.columns = pa.ipc.read_schema(pa.py_buffer(reader.schema.metadata[_COLUMNS]))
+    groups, shards = described["groups"], described["portions"]
     assert isinstance(groups, list)
-    return Portion(rows, sum(groups), groups, columns)
+    assert isinstance(shards, list)
+    found.files.append(path)
+    found.portions += [Portion(*portion) for portion in shards]
+    found.groups = [old + new for old, new in zip(found.groups, groups, strict=True)]
 
 
 def unpacked_prompt(text: str) -> Prompt:
@@ -150,12 +134,17 @@ def types_of(columns: Mapping[str, Sequence[object]]) -> pa.Schema:
     return pa.schema({name: _type_of(values) for name, values in columns.items()})
 
 
-def common_types(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The columns of all portions, each of a type that holds what is in all of them: JSON text if there is no other."""
-    types: dict[str, pa.DataType] = {}
-    for field in (field for schema in schemas for field in schema):
-        types[field.name] = _common(types.get(field.name, field.type), field.type)
-    return pa.schema({name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()})
+def filled(columns: pa.Schema) -> pa.Schema:
+    """The columns with a type for those without values."""
+    return pa.schema({c.name: pa.string() if pa.types.is_null(c.type) else c.type for c in columns})
+
+
+def _joined(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The columns of both, each of a type that holds what is in either: JSON text if there is no other."""
+    types = {c.name: c.type for c in one}
+    for name, kind in ((c.name, c.type) for c in other):
+        types[name] = _common(types.get(name, kind), kind)
+    return pa.schema(types)
 
 
 def column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
@@ -178,36 +167,42 @@ def _parsed(row: Row, result: Result) -> Asked:
         raise DataError(f"{row.origin}: {error}") from None
 
 
-def _write_portion(path: Path, job: Job, rows: Sequence[tuple[Row, Asked]], checker: Checker) -> None:
-    checker.begin_portion()
-    texts: list[tuple[int, bytes, Asked, str, int]] = []
-    for row, asked in rows:
-        group = int.from_bytes(_digest(prompt_key(asked.prompt), checker.text_read(asked))[:8]) % job.groups
-        try:
-            for response in asked.responses:
-                texts.append((group, checker.key(asked, response), asked, response, len(texts)))
-        except PrmError as error:
-            raise DataError(f"{row.origin}: {error}") from None
-    by_group = {
-        group: list(inside) for group, inside in groupby(sorted(texts, key=lambda t: (t[0], t[4])), lambda t: t[0])
-    }
-    schema = _TEXTS.with_metadata({_COLUMNS: types_of(_columns([row for row, _ in rows])).serialize().to_pybytes()})
-    batches = (_batch(by_group.get(group, ()), checker) for group in range(job.groups))
-    counts = [len(by_group.get(group, ())) for group in range(job.groups)]
-    write_batches(path, schema, batches, {"job": job.key, "rows": len(rows), "groups": counts})
+def _write_lot(
+    path: Path, job: Job, waiting: Iterator[list[tuple[Row, Asked]]], checker: Checker, before: Sorted
+) -> bool:
+    """Write the next portions, up to the size of a lot; whether there were any."""
+    tables, lot, columns = list[pa.RecordBatch](), list[Portion](), before.columns
+    while sum(table.nbytes for table in tables) < _LOT_BYTES and (rows := next(waiting, None)):
+        tables.append(_table(rows, checker, len(before.portions) + len(lot)))
+        lot.append(Portion(len(rows), len(tables[-1])))
+        columns = _joined(columns, types_of(_columns([row for row, _ in rows])))
+    if not tables:
+        return False
+    table = pa.Table.from_batches(tables).combine_chunks()
+    group = (table["prompt_hash"].to_numpy() % job.groups).astype(np.int64)
+    (batch,) = table.take(np.argsort(group, kind="stable")).combine_chunks().to_batches()
+    ends = np.bincount(group, minlength=job.groups).cumsum()
+    batches = [batch.slice(start, end - start) for start, end in pairwise([0, *ends])]
+    schema = TEXTS.with_metadata({_COLUMNS: columns.serialize().to_pybytes()})
+    sizes = [batch.nbytes for batch in batches]
+    write_batches(path, schema, batches, {"job": job.key, "portions": lot, "groups": sizes})
+    return True
 
 
-def _batch(texts: Sequence[tuple[int, bytes, Asked, str, int]], checker: Checker) -> pa.RecordBatch:
-    known = checker.users
+def _table(rows: Sequence[tuple[Row, Asked]], checker: Checker, portion: int) -> pa.RecordBatch:
+    """The texts of a portion. Raises `DataError` as `Checker.texts` does."""
+    texts, known = checker.texts(rows), checker.users
+    prompts = {id(asked): json.dumps(asked.prompt, ensure_ascii=False) for _, asked in rows}
     columns = [
-        [key for _, key, _, _, _ in texts],
-        [json.dumps(asked.prompt, ensure_ascii=False) for _, _, asked, _, _ in texts],
-        [response for _, _, _, response, _ in texts],
-        [checker.text_read(asked) for _, _, asked, _, _ in texts],
-        [asked.user if asked.user in known else None for _, _, asked, _, _ in texts],
-        np.array([position for *_, position in texts], np.int32),
+        *np.frombuffer(b"".join(text.prompt_hash + text.key for text in texts), np.uint64).reshape(-1, 3).T,
+        [prompts[id(text.asked)] for text in texts],
+        [text.response for text in texts],
+        [checker.text_read(text.asked) for text in texts],
+        [text.asked.user if text.asked.user in known else None for text in texts],
+        np.full(len(texts), portion, np.int32),
+        np.arange(len(texts), dtype=np.int32),
     ]
-    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _TEXTS, strict=True)], schema=_TEXTS)
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, TEXTS, strict=True)], schema=TEXTS)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[object]]:
@@ -230,8 +225,3 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except pa.ArrowException:
         return JSON
-
-
-def _digest(*parts: str) -> bytes:
-    """16 bytes of the parts, which cannot run into each other."""
-    return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]

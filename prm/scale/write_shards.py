@@ -12,10 +12,11 @@ from prm.errors import PrmError
 from prm.io.disk import write_whole
 from prm.io.progress import progress
 from prm.io.rows import Row
+from prm.scale.check_texts import Checker
 from prm.scale.job import Job, Result
-from prm.scale.read_texts import rewards_in
+from prm.scale.read_texts import Rewards
 from prm.scale.requests import Asked
-from prm.scale.sort_texts import Checker, Portion, column, common_types, portions
+from prm.scale.sort_texts import Portion, Sorted, column, filled, portions
 from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -23,21 +24,18 @@ logger = logging.getLogger(__name__)
 _ABOUT = b"prm"
 
 
-def write_shards(
-    job: Job, result: Result, checker: Checker, sorted_: Sequence[Portion], rewards: Sequence[Path]
-) -> None:
+def write_shards(job: Job, result: Result, checker: Checker, found: Sorted, rewards: Sequence[Path]) -> None:
     """Write the shards that are missing, from the rewards in these work files.
 
     Raises `PrmError` if the input has changed since its texts were sorted.
     """
-    schema = _output_types(result, common_types([portion.columns for portion in sorted_]))
-    numbered = enumerate(portions(job, result))
-    with progress(desc="writing shards", unit="shard", total=len(sorted_)) as bar:
-        for number, rows in numbered:
-            if number >= len(sorted_) or not _agrees(rows, sorted_[number]):
+    schema, known = _output_types(result, filled(found.columns)), Rewards(rewards, found)
+    with progress(desc="writing shards", unit="shard", total=len(found.portions)) as bar:
+        for number, rows in enumerate(portions(job, result)):
+            if number >= len(found.portions) or not _agrees(rows, found.portions[number]):
                 raise PrmError(f"{', '.join(map(str, job.inputs))}: changed while it was read; start again")
             if not _is_written(job, number, len(rows)):
-                values = iter(rewards_in(rewards, number, sorted_[number].texts).tolist())
+                values = iter(known.of(number).tolist())
                 _write(job, number, [_finished(result, checker.users, *row, values) for row in rows], schema)
             bar.update()
 

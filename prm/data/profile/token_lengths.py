@@ -70,11 +70,11 @@ def measure_tokens(
         drawn = [key for key in origins if key in kept_keys]
     encoder_copy = copy.copy(encoder)
     encoder_copy.cuts = replace(encoder.cuts)  # do not change the caller's counts
-    prompt_lengths = {prompt: _prompt_length(encoder_copy, prompt) for prompt in dict.fromkeys(key[0] for key in drawn)}
-    response_lengths = _text_lengths(encoder_copy, [response for _, response, _ in drawn])
-    text_lengths = _text_lengths(encoder_copy, [text + "\n\n" for _, _, text in drawn if text])
+    prompt_lengths = {prompt: prompt_length(encoder_copy, prompt) for prompt in dict.fromkeys(key[0] for key in drawn)}
+    response_lengths = text_lengths(encoder_copy, [response for _, response, _ in drawn])
+    user_text_lengths = text_lengths(encoder_copy, [text + "\n\n" for _, _, text in drawn if text])
     prefix_lengths = {
-        (p, text): prompt_lengths[p] + (text_lengths[text + "\n\n"] if text else 0)
+        (p, text): prompt_lengths[p] + (user_text_lengths[text + "\n\n"] if text else 0)
         for p, _, text in drawn
         if prompt_lengths[p]
     }
@@ -102,7 +102,7 @@ def measure_tokens(
     return TokenLengths(encoder_copy.max_length, len(drawn), len(origins), *lengths, cut, lost, unfit, first)
 
 
-def _prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
+def prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
     """Tokens of a prompt; 0 if the chat template refuses it."""
     try:
         return len(encoder.template_ids(as_messages(prompt)))
@@ -110,7 +110,7 @@ def _prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
         return 0
 
 
-def _text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int]:
+def text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int]:
     """Tokens of each distinct text."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:

@@ -33,6 +33,15 @@ CLOSE = 1e-5
 
 
 @pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several of each: groups, lots of a portion, parts of a group by prompt and by text, tasks, blocks of rewards."""
+    monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 2000)
+    monkeypatch.setattr("prm.scale.sort_texts._LOT_BYTES", 1500)
+    for name, size in {"_TASK_TEXTS": 4, "_PART_BYTES": 400, "_BLOCK_TEXTS": 20}.items():
+        monkeypatch.setattr(read_texts, name, size)
+
+
+@pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
     """Every sequence that a backbone reads from now on."""
     sequences: list[Encoded] = []
@@ -60,12 +69,9 @@ def expected(run: Path, rows: Sequence[ScoredRow]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("kind", ["linear", "bayes", "soft", "dpo"])
-def test_the_numbers_are_those_of_one_call(
-    run_of: Callable[[str], Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows keep their order and columns, over several shards, groups and slices of a group."""
-    monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 1000)
-    monkeypatch.setattr(read_texts, "_TASK_TEXTS", 4)
+@pytest.mark.usefixtures("small_pieces")
+def test_the_numbers_are_those_of_one_call(run_of: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    """Rows keep their order and columns, over several shards, groups, lots, parts and tasks."""
     rows, run = rows_to_score(), run_of(kind)
     write_jsonl(tmp_path / "rows.jsonl", rows)
     folder = score_files(str(run), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), device="cpu", shard_rows=7)
@@ -79,12 +85,11 @@ def test_the_numbers_are_those_of_one_call(
 
 
 @pytest.mark.parametrize("kind", ["linear", "soft"])
+@pytest.mark.usefixtures("small_pieces")
 def test_each_text_is_read_once_in_the_whole_job(
-    run_of: Callable[[str], Path], tmp_path: Path, kind: str, read: list[Encoded], monkeypatch: pytest.MonkeyPatch
+    run_of: Callable[[str], Path], tmp_path: Path, kind: str, read: list[Encoded]
 ) -> None:
     """For all users by linear heads, once for each user by soft prompts; strangers are one user."""
-    monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 1000)
-    monkeypatch.setattr(read_texts, "_TASK_TEXTS", 4)
     rows = rows_to_score()
     for i in range(3):  # the same texts again, in other files
         write_jsonl(tmp_path / f"{i}.jsonl", rows[i:])
@@ -219,8 +224,8 @@ def test_a_killed_job_goes_on(
 def positions(path: Path) -> list[tuple[int, int]]:
     """(portion, position) of each reward of a work file."""
     with opened(path) as reader:
-        batches = [reader.get_batch(i).column("position").to_pylist() for i in range(reader.num_record_batches)]
-    return [(portion, position) for portion, batch in enumerate(batches) for position in batch]
+        batch = reader.get_batch(0)
+    return [*zip(*(batch.column(name).to_pylist() for name in ("portion", "position")), strict=True)]
 
 
 BAD = {
@@ -230,6 +235,10 @@ BAD = {
     "no answers": ('{"prompt": "why?", "responses": []}\n', "line 1.*'responses'"),
     "user": ('{"prompt": "why?", "response": "fox", "user_id": [1]}\n', "line 1.*'user_id'"),
     "long": (json.dumps({"prompt": "why?", "response": "fox " * 500}) + "\n", "line 1.*tokens"),
+    "long user text": (
+        json.dumps({"prompt": "why?", "response": "fox", "user_text": "fox " * 500}) + "\n",
+        "line 1.*tokens",
+    ),
     "nothing": ("", "no rows"),
 }
 
@@ -310,12 +319,13 @@ def test_damaged_work_files_are_made_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prm.scale.score_files.write_shards", stop)
+    monkeypatch.setattr("prm.scale.sort_texts._LOT_BYTES", 1)
     with pytest.raises(KeyboardInterrupt, match="same command"):
         score_files(str(run), str(tmp_path / "rows.jsonl"), str(out), device="cpu", shard_rows=3)
     monkeypatch.undo()
     monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
     work = sorted((out / "_work").iterdir())
-    assert len(work) == 4  # three portions, one group
+    assert len(work) == 4  # three lots, one group
     for path in work:
         path.write_bytes(path.read_bytes()[:-30])
     score_files(str(run), str(tmp_path / "rows.jsonl"), str(out), device="cpu", shard_rows=3)
