@@ -11,7 +11,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, service, startup, training, users
+from benchmarks import (
+    best_of_n,
+    busy,
+    flips,
+    growth,
+    heads,
+    memory,
+    peers,
+    ppo,
+    scale,
+    scoring,
+    service,
+    startup,
+    training,
+    users,
+)
 from benchmarks.ratio import Measured, Ratio
 from prm.io.environment import environment
 from prm.io.tables import write_json
@@ -30,6 +45,7 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "memory": memory.ratios,
     "ppo": ppo.ratios,
     "service": service.ratios,
+    "scale": scale.ratios,
 }
 
 
@@ -57,6 +73,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
             folder.mkdir(parents=True, exist_ok=True)
             write_json(unfinished, {"ratios": list(measured.values()), **about})
         show(f"{ratio.name}: {measured[ratio.name]['median']:.3f}")
+    if "scale" in (args.parts or PARTS):
+        growth.write_growth(folder)
     show(table("ratios", ["", "median", "quartiles", "cost of both", "bar"], list(map(_row, measured.values()))))
     unfinished.replace(output)
 

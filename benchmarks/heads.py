@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -71,13 +72,13 @@ def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) ->
 
 
 @contextmanager
-def empty_cache() -> Iterator[None]:
-    """An empty cache for the duration of the block."""
+def empty_cache() -> Iterator[Path]:
+    """The folder of a cache that is empty when the block begins, and is removed after it."""
     before = os.environ.get("PRM_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PRM_CACHE"] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             os.environ.pop("PRM_CACHE")
             os.environ.update({"PRM_CACHE": before} if before is not None else {})

@@ -291,9 +291,11 @@ def _restart_peak() -> int:
     return status("VmRSS")
 
 
-def status(field: str) -> int:
-    """A field of /proc/self/status in bytes: resident memory (`VmRSS`; `RssAnon`, `RssFile`) or its peak (`VmHWM`)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+def status(field: str, process: int | None = None) -> int:
+    """Bytes of a field of a process's status, of this one by default: resident memory (`VmRSS`; `RssAnon`, `RssFile`)
+    or its peak (`VmHWM`)."""
+    text = Path(f"/proc/{process or 'self'}/status").read_text()
+    lines = dict(line.split(":", 1) for line in text.splitlines())
     return int(lines[field].split()[0]) * 1024
 
 

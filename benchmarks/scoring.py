@@ -17,7 +17,7 @@ from prm.users.index import UserIndex
 Dtype = Literal["float32", "bfloat16"]
 
 # lengths in words of one token each: deciles 1, 3, 5, 7 and 9 of two data sets
-_UKP = ([9, 11, 14, 20, 22], [23, 41, 60, 78, 114])  # topics and arguments
+UKP = ([9, 11, 14, 20, 22], [23, 41, 60, 78, 114])  # topics and arguments
 _TLDR = ([228, 292, 358, 418, 473], [31, 37, 40, 43, 46])  # posts and summaries
 _WORDS = "the of and a to in is that for it as was with be by on not he his but at are this have from".split()  # noqa: SIM905
 _PREFIX_SHARE = 10  # one in so many users is timed with prefixes: they share no pass, so all take so many times it
@@ -124,7 +124,7 @@ def _mixed(size: float) -> tuple[list[str], list[str]]:
     """(prompts, responses): two responses to a prompt, equally many of either data set."""
     draw = torch.Generator().manual_seed(0)
     prompts, responses = [], []
-    for prompt_lengths, response_lengths in (_UKP, _TLDR):
+    for prompt_lengths, response_lengths in (UKP, _TLDR):
         for length in prompt_lengths:
             prompt = words(int(length * size), draw)
             for i in torch.randint(5, (2,), generator=draw).tolist():

@@ -3,14 +3,31 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, service, startup, training, users
+from benchmarks import (
+    best_of_n,
+    busy,
+    flips,
+    growth,
+    heads,
+    memory,
+    peers,
+    ppo,
+    scale,
+    scoring,
+    service,
+    startup,
+    training,
+    users,
+)
 from benchmarks.ratio import Ratio
 
 
@@ -119,6 +136,66 @@ def test_the_ratio_of_training_runs(tiny: str) -> None:
     ratio.first()
     ratio.second()
     assert (ratio.scale, ratio.at_least) == (10.0, 9.0)
+
+
+def test_the_ratios_of_scale_run(tiny: str) -> None:
+    """In processes of their own; that of Ray has a test of its own."""
+    costs = []
+    for ratio in scale.ratios(tiny, texts=10, rows=40, fewer=20, different=8):
+        costs.append(float(ratio.second()))  # type: ignore[arg-type]
+        assert ratio.bar in ("at least 0.85", "at most 1.1")
+    texts_per_second, peak = costs
+    assert texts_per_second > 0
+    assert 50e6 < peak < 5e9
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_ray_is_measured_from_its_first_loaded_worker(tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray")
+    with memory.saved_people(tiny, 3) as run:
+        path = scale.write_rows(tmp_path / "rows.parquet", 10)
+        taken = scale.measured_apart(scale.Work(str(run), str(path), workers=1))
+    assert 0 < taken.read < taken.start
+    assert taken.tasks == 1
+    assert taken.sent > taken.received > 0
+    assert taken.peak > 300e6  # with the worker's
+
+
+def test_rows_of_a_benchmark_by_hand(tmp_path: Path) -> None:
+    few = pq.read_table(scale.write_rows(tmp_path / "few.parquet", 20, different=8, users=3)).to_pylist()
+    assert len({(row["prompt"], *row["responses"]) for row in few}) == 8
+    assert [row["user_id"] for row in few[:4]] == ["person 0", "person 1", "person 2", "person 0"]
+    each = pq.read_table(scale.write_rows(tmp_path / "each.parquet", 9, answers=2)).to_pylist()
+    assert len({response for row in each for response in row["responses"]}) == 18
+    assert len({row["prompt"] for row in each}) == 3  # four rows have the same
+
+
+def test_growth_by_hand() -> None:
+    """A line, one that hardly grows, one that falls, and what was not measured."""
+    assert growth.fitted([1, 2, 4], np.array([5.0, 7.0, 11.0])) == pytest.approx((2.0, 3.0))
+    assert growth.fitted([1, 2, 4], np.array([100.0, 101.0, 102.0])) == (0.0, 101.0)
+    assert growth.fitted([1, 2, 4], np.array([3.0, 2.0, 1.0])) == (0.0, 2.0)
+    assert np.isnan(growth.fitted([1, 2, 4], np.array([1.0, np.nan, 2.0]))).all()
+    assert [growth.shown("read", s) for s in (7200.0, 0.5, 2e-5)] == ["2 h", "500 ms", "20 us"]
+    assert [growth.shown("disk", b) for b in (3e9, 12.0, float("nan"))] == ["3 GB", "12 bytes", "-"]
+
+
+def test_growth_is_measured_and_written(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but Ray, which takes a minute to start."""
+    monkeypatch.setattr(growth, "measured_apart", lambda work: scale.measure(replace(work, workers=0)))
+    growth.write_growth(tmp_path / "out", tiny, size=0.001)
+    found = json.loads((tmp_path / "out/bench-growth.json").read_text())
+    by_name = {row["name"]: row for row in found["growths"]}
+    assert len(by_name) == 8
+    costs = {name: np.array(row["costs"], float) for name, row in by_name.items()}
+    network, disk = (found["fields"].index(name) for name in ("network", "disk"))
+    assert costs["responses of a row"][2, network] > 8 * costs["responses of a row"][0, network]
+    kept = costs["layers whose hidden states are kept"][:, disk]
+    assert kept[2] == pytest.approx(4 * kept[0], rel=0.1)
+    assert "| texts | 100,000,000 |" in capsys.readouterr().out
 
 
 def test_flips_are_counted(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from prm.errors import DataError, PrmError, counted, some
 from prm.io.digests import digest
 from prm.io.disk import make_folder
 from prm.io.environment import environment
+from prm.io.lines import is_packed, unpacked_suffix
 from prm.io.missing import no_such
 from prm.io.progress import progress
 from prm.io.tables import parse_json, write_json
@@ -28,6 +30,7 @@ MANIFEST, WORK = "_manifest.json", "_work"  # readers of Parquet folders skip na
 _FORMAT = 2  # of the work files, and of how texts are cut into lots, parts and tasks
 _GROUP_BYTES = 1 << 24  # of input: the texts of a group are in memory at once
 _MOST_GROUPS = 4096
+ROW_BYTES, _PACKED = 256, 8  # a guess of a row's bytes in Parquet, and of how much smaller a packed file is
 _SHARD_ROWS = 8192
 
 
@@ -125,10 +128,10 @@ def open_job(
         raise PrmError(f"{folder} is a file: --output names the folder of the shards")
     shown = progress(inputs, desc="reading the files' digests", unit="file")
     files = [{"file": str(file), "bytes": file.stat().st_size, "digest": digest(file)} for file in shown]
-    size = sum(file.stat().st_size for file in inputs)
+    size = sum(map(_unpacked_bytes, inputs))
     layout = {
         "format": _FORMAT,
-        "groups": min(_MOST_GROUPS, 1 + size // _GROUP_BYTES),
+        "groups": groups_for(size),
         "shard_rows": shard_rows or _SHARD_ROWS,
     }
     identity = {"command": name, "run": digest_of_run(run), "input": [f["digest"] for f in files], **layout}
@@ -144,6 +147,23 @@ def open_job(
     if not manifest.exists():
         write_json(manifest, record)
     return Job(folder, run, backbone, tuple(inputs), layout["groups"], layout["shard_rows"], key, record)
+
+
+def groups_for(size: int) -> int:
+    """Number of groups of so many bytes of input."""
+    return min(_MOST_GROUPS, 1 + size // _GROUP_BYTES)
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """A guess of the bytes of a file's texts: a Parquet file may hold a text once for many rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = path.stat().st_size * (_PACKED if is_packed(path) else 1)
+    if unpacked_suffix(path) == ".parquet" and not is_packed(path):
+        with suppress(pa.ArrowException, OSError):  # whoever reads it says what is wrong
+            return max(size, pq.read_metadata(str(path)).num_rows * ROW_BYTES)
+    return size
 
 
 def _names(folder: Path) -> list[str]:

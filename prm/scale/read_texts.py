@@ -23,7 +23,9 @@ from prm.scale.sort_texts import TEXTS, Sorted, unpacked_prompt
 from prm.scale.work_files import about, opened, write_batches
 from prm.scoring.scorer import Scorer
 
+_TASKS = 512  # of a job, and more where these would have more texts than
 _TASK_TEXTS = 4096  # pairs of text and user, at most
+_LEAST_TEXTS = 128  # below which a task of a small job does not go: each is a file
 _PART_BYTES = 1 << 25  # of texts, repeated ones too, that are in memory at once
 _BLOCK_TEXTS = 1 << 23  # whose rewards are in memory at once, 5 bytes each
 _REWARDS = pa.schema({"portion": pa.int32(), "position": pa.int32(), "reward": pa.float32()})
@@ -81,13 +83,13 @@ def rewards_of(scorer: Scorer, texts: Texts) -> list[float]:
 
 def read_texts(job: Job, found: Sorted, read: Read) -> list[Path]:
     """Compute the rewards that are missing; the work files of all."""
-    paths = list[Path]()
-    total = sum(portion.texts for portion in found.portions)
+    paths, total = list[Path](), sum(portion.texts for portion in found.portions)
+    size = min(_TASK_TEXTS, max(_LEAST_TEXTS, total // _TASKS))
     with progress(desc="scoring", unit="text", total=total) as bar:
 
         def missing() -> Iterator[Task]:
             for group in range(job.groups):
-                for path, task in _tasks(job, found, group):
+                for path, task in _tasks(job, found, group, size):
                     paths.append(path)
                     if known := about(path, job.key):
                         texts = int(str(known["texts"]))
@@ -133,13 +135,13 @@ class Rewards:
         self._first, self._ends, self._values = first, ends, values
 
 
-def _tasks(job: Job, found: Sorted, group: int) -> Iterator[tuple[Path, Callable[[], Task]]]:
+def _tasks(job: Job, found: Sorted, group: int, size: int) -> Iterator[tuple[Path, Callable[[], Task]]]:
     """The work files of a group's rewards, each with a function that makes its task."""
     number = 0
     for texts in _parts(job, found, group):
         prompt_changes, key_changes, pair_changes = _changes(texts)
         starts = np.flatnonzero(pair_changes)  # of pairs, in `texts`
-        places = cuts(np.flatnonzero(prompt_changes[starts]), np.flatnonzero(key_changes[starts]), len(starts))
+        places = cuts(np.flatnonzero(prompt_changes[starts]), np.flatnonzero(key_changes[starts]), len(starts), size)
         for begin, end in pairwise(places):
             path = job.work / f"rewards-{group:04d}-{number:04d}.arrow"
             number += 1
@@ -184,14 +186,14 @@ def _differs(column: pa.Array) -> NDArray[np.bool_]:
     return np.concatenate([[True], values[1:] != values[:-1]])
 
 
-def cuts(prompts: Places, keys: Places, pairs: int) -> list[int]:
-    """Where tasks begin and the last one ends: before a prompt if possible, or else before a text.
+def cuts(prompts: Places, keys: Places, pairs: int, size: int) -> list[int]:
+    """Where tasks of a size begin and the last one ends: before a prompt if possible, or else before a text.
 
     Args:
         prompts, keys: the pairs where a prompt, or a text, begins, ascending.
     """
     found = [0]
-    while (limit := found[-1] + _TASK_TEXTS) < pairs:
+    while (limit := found[-1] + size) < pairs:
         for starts in (prompts, keys):
             at = int(starts[np.searchsorted(starts, limit, "right") - 1])
             if at > found[-1]:

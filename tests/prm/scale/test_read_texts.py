@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from prm.scale import read_texts
 from prm.scale.read_texts import cuts
 
 
@@ -19,9 +18,6 @@ from prm.scale.read_texts import cuts
         ([], [], 0, [0]),
     ],
 )
-def test_cuts_by_hand(
-    prompts: list[int], keys: list[int], pairs: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuts_by_hand(prompts: list[int], keys: list[int], pairs: int, expected: list[int]) -> None:
     """Tasks of four pairs."""
-    monkeypatch.setattr(read_texts, "_TASK_TEXTS", 4)
-    assert cuts(np.array(prompts, np.intp), np.array(keys, np.intp), pairs) == expected
+    assert cuts(np.array(prompts, np.intp), np.array(keys, np.intp), pairs, 4) == expected
