@@ -14,7 +14,7 @@ from prm.users.user_model import Blocks, UserModel, untrained
 
 _MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
 _LEAST_SPREAD = 0.05  # standard deviation, logits: with less, no number of comparisons tells users apart
-LEFT_OUT = 0.03  # share of the prior's variance of an average pair's logit that a posterior may be too wide by
+LEFT_OUT = 0.01  # share of the prior's variance of an average pair's logit that a posterior may be too wide by
 _ROUNDING = 1e-6  # of the same: a column that reduces it by less is not kept
 _MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is narrower than the prior
 _COLUMNS = "columns"  # of a user, [count, rank]; earlier versions held `_DENSE`, [rank, maximum], with zeros
