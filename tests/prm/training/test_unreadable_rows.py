@@ -285,6 +285,7 @@ def test_a_command_reads_its_log_once(how: str, tiny: str, tmp_path: Path, monke
 
     monkeypatch.setattr(sources, "read_table", lambda path, part: read.append(path) or read_table(path, part))
     monkeypatch.setattr({"linear": runs, "sft": sft, "dpo": dpo}[how], "make_run", stop)
-    train_command(config) if isinstance(config, TrainConfig) else policy.cli._train(config)
+    here = Namespace(engine="local", workers=None, device=None)
+    train_command(config, here) if isinstance(config, TrainConfig) else policy.cli._train(config)
     assert read == [config.data.path]
     assert parts == [expected]
