@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:
     """Parse the arguments and run the command, with logs and errors as in `prm.cli.output`."""
     log_to_stderr()
-    for chatty in ("httpx", "httpx2", "datasets", "transformers"):
+    for chatty in ("accelerate", "httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level when it is imported
     with errors_in_one_line():

@@ -29,6 +29,7 @@ from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, refuse_ties, split_data, warn_of_leaks
 from prm.training.setup import with_settings_of_run
+from prm.training.trainers.sharding import refuse_launch
 from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
@@ -64,7 +65,8 @@ def train(
     if workers is not None:
         refuse_workers(config)
     divide = partial(split_data, config, partial(_readable, config), log)
-    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config, callbacks, workers))
+    fit = partial(_fit, config, callbacks, workers)
+    return make_run(config, checkpoints.REWARD_MODEL, divide, fit, shards=not config.fast_path)
 
 
 def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
@@ -79,7 +81,7 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
 
 
 @log_shown()
-def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
+def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit, shards: bool = False) -> Path:
     """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
     It is uploaded afterwards if the settings say so.
@@ -88,12 +90,14 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit:
         kind: of the model, as in `config.json`.
         divide: reads and splits the log.
         fit: trains on the parts, saves the model into a work folder and returns metrics.
+        shards: whether weights can be sharded over the processes.
 
     Raises as `train` does, and if another command uses the folder. The `KeyboardInterrupt` of Ctrl-C says what is kept.
     """
     config.check()
     refuse_trainer(config)
     refuse_unknown(config.trainer)
+    refuse_launch("this run", shards)
     with alone_in(Path(config.output_dir)), resumable(partial(is_begun, config)):
         folder = _make_run(config, kind, divide, fit)
     if (upload := upload_of(config)) and processes().is_main_process:
