@@ -82,8 +82,6 @@ _OF_PPO: Mapping[str, str] = {
     "save_total_limit": "the last two states are kept",
     "save_only_model": "states hold what resuming needs",
     "lr_scheduler_kwargs": "'lr_scheduler_type' is 'warmup_stable_decay' or 'cosine'",
-    "gradient_checkpointing": "responses of a step are read once more by themselves",
-    "activation_checkpointing": "responses of a step are read once more by themselves",
     "torch_compile": "the loop is PPO's own",
     "layers": "a policy speaks with all its layers",
 }

@@ -208,7 +208,6 @@ class PpoConfig(RunConfig):
         "lora.lora_dropout": "the ratios of probabilities would be noise",
         "optim.early_stopping_patience": "PPO stops after ppo.max_steps",
         "optim.backbone_lr": "PPO trains adapters",
-        "optim.gradient_checkpointing": "PPO reads a step's answers again by themselves",
     }
 
     def check(self) -> None:

@@ -40,6 +40,7 @@ from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import arguments_or_default
 from prm.training.trainers.python_trainer import ComputeMetrics, PythonTrainer, folder_for, with_callers
 from prm.training.trainers.reward_trainer import terms_of
+from prm.training.trainers.sharding import is_sharded
 from prm.training.trainers.step_trainer import build_trainer, run_trainer
 from prm.training.trainers.train_datasets import TrainerData
 from prm.training.trainers.trainer_setting import refuse_callbacks
@@ -62,6 +63,7 @@ def train_dpo(config: DpoConfig, log: Log | None = None, callbacks: Sequence[Tra
         checkpoints.POLICY,
         partial(split_data, config, partial(readable_by_policy, config), log),
         partial(_fit, config, callbacks),
+        shards=True,
     )
 
 
@@ -76,8 +78,8 @@ def _fit(
     train = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
     validation = policy_pairs(checkpoint, parts.validation)
     metrics = run_trainer(build_dpo_trainer(checkpoint, train, validation, config, work, callbacks))
-    set_generic_row(policy.user_model, config.alpha)
     if processes().is_main_process:
+        set_generic_row(policy.user_model, config.alpha)
         checkpoints.save(checkpoint, work, run | {"parameters": policy.trained_parameters()})
     return metrics
 
@@ -137,6 +139,12 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
             optimizers,
             peft_config,
         )
+        self.is_fsdp_enabled = is_sharded()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does; FSDP is hidden until the trainer is built, or TRL would load a reference of its own."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = False
 
     def prepared(
         self,

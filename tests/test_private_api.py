@@ -38,7 +38,14 @@ USED: dict[str, set[str]] = {
         "_load_from_checkpoint",
         "_prepare_dataset",
     },
-    "prm.training.trainers.step_trainer.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
+    "prm.training.trainers.step_trainer.StateTrainer": {
+        "_issue_warnings_after_load",
+        "_load_best_model",
+        "_load_from_checkpoint",
+        "_save",
+        "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
+    },
     "prm.training.trainers.step_trainer.StepTrainer": {
         "_get_dataloader",
         "_get_num_items_in_batch",

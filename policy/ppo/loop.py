@@ -151,8 +151,9 @@ class Training:
         for number in self._minibatch_order(len(batches)):
             tokens = reduce(rollouts.mask[torch.cat(batches[number])].sum(), "sum")
             self.optimizer.zero_grad(set_to_none=True)
-            for rows in batches[number]:
-                loss_sums += self._backward(rollouts, rows, advantages, returns, tokens)
+            with self.roles.recomputing():
+                for rows in batches[number]:
+                    loss_sums += self._backward(rollouts, rows, advantages, returns, tokens)
             for parameter in self.roles.trained().values():
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")

@@ -9,6 +9,7 @@ from typing import Literal, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prm.config import OptimConfig
 from prm.data.encoding import Batch, Encoded, pad
@@ -114,6 +115,21 @@ class Roles(nn.Module):
                     input_ids=batch.input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
                 ).last_hidden_state
         return self.value_head(response_tokens(states[:, :-1], batch).float()).squeeze(-1)
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Let layers be recomputed in the backward passes of the block, if `optim.gradient_checkpointing` asks for it.
+
+        Transformers does so for layers in training mode alone; their parts, dropout among them, stay in the other one.
+        """
+        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def in_order(self, sequences: Sequence[Encoded], rows: Sequence[int]) -> Tensor:
         """Order rows for efficient batches: unchanged if prefixes are shared, otherwise by decreasing length."""

@@ -35,6 +35,7 @@ from prm.training.trainers.python_trainer import (
     run_record,
 )
 from prm.training.trainers.resume import interrupted, last_intact, newest_complete
+from prm.training.trainers.sharding import refuse_launch
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.work_folder import STATES
@@ -79,6 +80,7 @@ class PersonalizedPPOTrainer:
         self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
         self.history: list[dict[str, float]] = []
         with called_from_python(self.args):
+            refuse_launch("PPO", shards=False)
             self._start(model, train_dataset, processing_class, peft_config)
             self._reward, self._digest = _reward_of(reward)
 

@@ -79,8 +79,14 @@ def _add_audit(parser: Parser) -> None:
     parser.add_argument("--words", help="file of flagged words or phrases, one per line")
 
 
+def _add_train(parser: Parser) -> None:
+    add_run(parser, TrainConfig)
+    _add_reading_engine(parser)
+
+
 def _add_compare(parser: Parser) -> None:
     add_run(parser, CompareModelsConfig)
+    _add_reading_engine(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -101,10 +107,23 @@ def _add_score(parser: Parser) -> None:
     add_engine(parser)
 
 
+def _add_reading_engine(parser: Parser) -> None:
+    """Add the flags that say where a frozen backbone reads texts."""
+    engine = (
+        "where texts are read for linear heads: 'local' in this process, 'ray' by workers on the GPUs or CPUs of a "
+    )
+    _add_workers(parser, f"{engine}cluster", "local")
+    device = "of the workers of --engine ray: cpu, cuda, ...; chosen automatically by default"
+    parser.add_argument("--device", type=typed(Device), help=device)
+
+
 def add_engine(parser: Parser) -> None:
     """Add the flags that score files of any size."""
-    engine = "score files of any size, and go on after a kill: 'local' on this machine, 'ray' on a cluster"
-    parser.add_argument("--engine", choices=["local", "ray"], help=engine)
+    _add_workers(parser, "score files of any size, and go on after a kill: 'local' on this machine, 'ray' on a cluster")
+
+
+def _add_workers(parser: Parser, engine: str, default: str | None = None) -> None:
+    parser.add_argument("--engine", choices=["local", "ray"], default=default, help=engine)
     workers = "models that read at once with --engine ray; one for each GPU, or else each CPU, by default"
     parser.add_argument("--workers", type=typed(Count), help=workers)
 
@@ -197,8 +216,8 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         "Train a personalised reward model: prm train LOG, or prm train CONFIG.yaml, each with [--key value ...], or "
         "continue a finished run with new comparisons: prm train NEW --from RUN --output_dir NEXT. "
         "Every key of the YAML is also a flag; flags override the YAML.",
-        lambda parser: add_run(parser, TrainConfig),
-        lambda args: commands.train_command(built(TrainConfig, args.settings)),
+        _add_train,
+        lambda args: commands.train_command(built(TrainConfig, args.settings), args),
     ),
     "evaluate": (
         "evaluate a model on held-out comparisons",
@@ -211,7 +230,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         "Evaluate user models side by side on one log: each part of it is held out once, and every model is chosen and "
         "fitted on the rest. A killed command resumes where it stopped.",
         _add_compare,
-        lambda args: commands.compare_command(built(CompareModelsConfig, args.settings), args.json),
+        lambda args: commands.compare_command(built(CompareModelsConfig, args.settings), args),
     ),
     "audit": (
         "find users that personalisation harms, and biases that it adds",
@@ -321,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:
     """Parse the arguments and run the command, with logs and errors as in `prm.cli.output`."""
     log_to_stderr()
-    for chatty in ("httpx", "httpx2", "datasets", "transformers"):
+    for chatty in ("accelerate", "httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level when it is imported
     with errors_in_one_line():

@@ -5,6 +5,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,29 +26,50 @@ from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_tra
 from prm.models.backbone_paths import locate
 from prm.scale.requests import parse_request, scored_row
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.early_checks import check_early, read_early, refuse_finished
+from prm.training.early_checks import check_early, read_early, refuse_finished, refuse_workers
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
     from prm.experiments.experiment_parts import ExperimentRow
+    from prm.scale.ray_features import RayWorkers
     from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
 
-def train_command(config: TrainConfig) -> None:
+def train_command(config: TrainConfig, args: Namespace) -> None:
     """Train, and print the run folder."""
     check_early(config)
+    _refuse_flags_of_ray(args)
+    if args.engine == "ray" and not config.start_from:  # whose settings are inherited, and then checked
+        refuse_workers(config)
     refuse_finished(config)
     log = read_early(config)
     logger.info("loading torch and TRL")
     from prm.training.run import train  # takes seconds: what is wrong is refused before
 
-    run = train(config, log)
+    with _workers(args) as workers:
+        run = train(config, log, workers=workers)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the first process prints
     print(f"{run}: done")
     print(next_command(run))
+
+
+def _refuse_flags_of_ray(args: Namespace) -> None:
+    """Raise `PrmError` for flags of Ray's workers without Ray."""
+    for flag in ("workers", "device"):
+        if getattr(args, flag) is not None and args.engine != "ray":
+            raise PrmError(f"--{flag} goes with --engine ray")
+
+
+def _workers(args: Namespace) -> "AbstractContextManager[RayWorkers | None]":
+    """Ray's workers, if they are asked for."""
+    if args.engine != "ray":
+        return nullcontext()
+    from prm.scale.ray_features import RayWorkers
+
+    return RayWorkers(args.device, args.workers)
 
 
 def next_command(run: Path) -> str:
@@ -82,19 +104,20 @@ def evaluate_command(args: Namespace) -> None:
         refresh_card(Path(args.run))  # with these results
 
 
-def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
+def compare_command(config: CompareModelsConfig, args: Namespace) -> None:
     """Compare user models on one log; write the results, a page, and the YAML that trains the best of them."""
     check_early(config)
+    _refuse_flags_of_ray(args)
     locate(config.backbone.name)
     from prm.evaluation.compare.outcome import compare_and_write
     from prm.report import print_model_comparison, write_model_comparison
 
-    with resumable():
-        outcome = compare_and_write(config)
+    with resumable(), _workers(args) as workers:
+        outcome = compare_and_write(config, workers)
     data, folder = config.data.path, Path(config.output_dir)
     write_model_comparison(outcome.result, outcome.verdict, outcome.recipe, folder, data)
     with printing():
-        if as_json:
+        if args.json:
             print((folder / "compare.json").read_text(encoding="utf-8"), end="")
             return
         print_model_comparison(outcome.result, outcome.verdict, f"user models on {data}")

@@ -15,7 +15,7 @@ from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import PrmError
 from prm.features.cache_folder import LOGPS
 from prm.features.extract import read_logps, read_reference_logps
-from prm.features.store import ShardStore, read_or_compute, store_folder
+from prm.features.store import ReadHere, ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar, progress
 from prm.models.policy_model import Policy
 from prm.users.user_model import UserModel
@@ -63,6 +63,5 @@ def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: i
         return {"logps": logps[:, None]}
 
     store = ShardStore(reference_folder(policy))
-    return read_or_compute({"logps": store}, texts, read, policy.backbone, "scoring with the reference")[
-        "logps"
-    ].flatten()
+    reader = ReadHere(read, policy.backbone, "scoring with the reference")
+    return read_or_compute({"logps": store}, texts, reader)["logps"].flatten()

@@ -10,9 +10,10 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ _MIN_LOGGED_SECONDS = 10.0  # seconds
 _STALE_AFTER = 3600.0  # seconds: an older temporary file was left by a killed process
 
 Name = TypeVar("Name")
-Read = Callable[[Sequence[Encoded], Bar], Mapping[Name, Tensor]]
+Portion = Sequence[Encoded]
+Read = Callable[[Portion, Bar], Mapping[Name, Tensor]]
 
 
 def text_key(text: Encoded) -> bytes:
@@ -147,22 +149,63 @@ class ShardStore:
                 remove(path)
 
 
+class PortionReader(Protocol[Name]):
+    """Computes the values of texts, a portion at a time, in this process or in others.
+
+    `what` is the label of the progress bar.
+    """
+
+    what: str
+
+    def tokens_at_once(self) -> int:
+        """Maximum number of tokens in a portion; the same on every call, since it decides which texts go together."""
+        ...
+
+    def read(self, portions: Sequence[Portion], bar: Bar) -> Iterator[tuple[int, Mapping[Name, Tensor]]]:
+        """Yield (index of a portion, its values for all stores at once) in any order; advances the bar by each text."""
+        ...
+
+
+@dataclass
+class ReadHere(Generic[Name]):
+    """Reads portions in this process. The time that all of them need is logged after the first one.
+
+    Args:
+        portion: computes a portion for all stores at once, and advances the bar by one per text; may raise.
+        backbone: its size and device set the size of portions.
+    """
+
+    portion: Read[Name]
+    backbone: nn.Module
+    what: str
+
+    def tokens_at_once(self) -> int:
+        """As of `PortionReader`."""
+        size = sum(p.numel() for p in self.backbone.parameters())
+        return tokens_at_once(size, next(self.backbone.parameters()).device.type == "cpu")
+
+    def read(self, portions: Sequence[Portion], bar: Bar) -> Iterator[tuple[int, Mapping[Name, Tensor]]]:
+        """As of `PortionReader`, in order."""
+        started = time.monotonic()
+        for number, portion in enumerate(portions):
+            values = self.portion(portion, bar)
+            if number == 0:
+                _log_estimate(time.monotonic() - started, portions, self.what)
+            yield number, values
+
+
+def tokens_at_once(parameters: int, on_cpu: bool) -> int:
+    """Tokens per portion, from the backbone's size and device alone: measured times would make portions vary."""
+    return int(_WORK_PER_PORTION * (1 if on_cpu else _ACCELERATOR_SPEEDUP) / parameters)
+
+
 def read_or_compute(
-    stores: Mapping[Name, ShardStore],
-    texts: Sequence[Encoded],
-    read: Read[Name],
-    backbone: nn.Module,
-    what: str,
+    stores: Mapping[Name, ShardStore], texts: Sequence[Encoded], reader: PortionReader[Name]
 ) -> dict[Name, Tensor]:
     """The stores' values of the texts, float32 [n, d] by name, on the CPU; missing values are computed and cached.
 
     Values are on disk within half a minute, or the time of one text. Texts are computed in fixed portions, so that an
-    interrupted run ends with the same values to the bit. The time needed is logged after the first portion.
-
-    Args:
-        read: computes texts for all stores at once, and advances the bar by one per text; may raise.
-        backbone: its size and device set the size of portions.
-        what: label of the progress bar.
+    interrupted run ends with the same values to the bit. This process alone writes.
     """
     keys = [text_key(text) for text in texts]
     unique = dict(zip(keys, texts, strict=True))
@@ -173,9 +216,7 @@ def read_or_compute(
         values_by_store[name], found_here = store.read(order)
         complete &= found_here
     ordered = [unique[key] for key in order]
-    portions = _portions(ordered, _tokens_at_once(backbone))
-    todo = [missing for portion in portions if (missing := [i for i in portion if not complete[i]])]
-    for indices, values in _read_in_parts(todo, ordered, read, what):
+    for indices, values in _read_missing(ordered, complete, reader):
         for name, rows in values.items():
             stores[name].write([order[i] for i in indices], rows)
             if values_by_store[name].shape[1] == 0:
@@ -186,29 +227,33 @@ def read_or_compute(
     return {name: rows[index] for name, rows in values_by_store.items()}
 
 
-def _read_in_parts(
-    portions: Sequence[Sequence[int]], texts: Sequence[Encoded], read: Read[Name], what: str
+def _read_missing(
+    texts: Sequence[Encoded], complete: Tensor, reader: PortionReader[Name]
 ) -> Iterator[tuple[list[int], dict[Name, Tensor]]]:
     """Yield (indices of texts, their values) whenever values should be written to disk."""
+    if complete.all():
+        return
+    portions = _portions(texts, reader.tokens_at_once())
+    todo = [missing for portion in portions if (missing := [i for i in portion if not complete[i]])]
     indices: list[int] = []
     values: dict[Name, list[Tensor]] = {}
-    total = sum(map(len, portions))
-    last_flush = started = time.monotonic()
-    with progress(total=total, desc=what, unit="text") as bar:
-        for number, portion in enumerate(portions):
-            for name, rows in read([texts[i] for i in portion], bar).items():
+    done, last_flush = 0, time.monotonic()
+    with progress(total=sum(map(len, todo)), desc=reader.what, unit="text") as bar:
+        results = reader.read([[texts[i] for i in portion] for portion in todo], bar)
+        for done, (number, found) in enumerate(results, start=1):
+            for name, rows in found.items():
                 values.setdefault(name, []).append(rows.float().cpu())
-            indices += portion
+            indices += todo[number]
             now = time.monotonic()
-            if number == 0:
-                _log_estimate(now - started, texts, portions, what)
-            if now - last_flush > _FLUSH_AFTER or len(indices) >= _MAX_TEXTS or number == len(portions) - 1:
+            if now - last_flush > _FLUSH_AFTER or len(indices) >= _MAX_TEXTS or done == len(todo):
                 yield indices, {name: torch.cat(parts) for name, parts in values.items()}
                 indices, values, last_flush = [], {}, time.monotonic()
+    if done != len(todo):
+        raise ValueError(f"{len(todo) - done} of {len(todo)} portions of texts were not read")
 
 
-def _log_estimate(seconds: float, texts: Sequence[Encoded], portions: Sequence[Sequence[int]], what: str) -> None:
-    tokens = [sum(len(texts[i].ids) for i in portion) for portion in portions]
+def _log_estimate(seconds: float, portions: Sequence[Portion], what: str) -> None:
+    tokens = [sum(len(text.ids) for text in portion) for portion in portions]
     remaining = seconds * sum(tokens[1:]) / max(1, tokens[0])
     if remaining > _MIN_LOGGED_SECONDS:
         logger.info("%s: about %s for %d texts", what, duration(remaining), sum(map(len, portions[1:])))
@@ -225,12 +270,6 @@ def _portions(texts: Collection[Encoded], tokens: int) -> list[list[int]]:
         portions[-1].append(i)
         size += len(text.ids)
     return portions
-
-
-def _tokens_at_once(backbone: nn.Module) -> int:
-    """Tokens per portion, from the backbone's size and device alone: measured times would make portions vary."""
-    work = _WORK_PER_PORTION * (1 if next(backbone.parameters()).device.type == "cpu" else _ACCELERATOR_SPEEDUP)
-    return int(work / sum(p.numel() for p in backbone.parameters()))
 
 
 def _digest(path: Path) -> str:

@@ -54,6 +54,12 @@ def locate(name: str) -> str:
     return name
 
 
+def from_anywhere(name: str) -> str:
+    """The name of a backbone for processes with another working directory: a folder becomes an absolute path."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != EMBEDDED and path.is_dir() else name
+
+
 def is_out_of_reach(name: str) -> bool:
     """Whether a name is not of a folder and the hub does not answer: then only the cache is read, without retries."""
     from huggingface_hub import constants

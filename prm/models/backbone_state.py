@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -77,6 +77,19 @@ def switched(
         for change in changes:
             stack.enter_context(_set(*change))
         yield stack.enter_context(capture_hidden_states(model.base_model, depths))
+
+
+class InUse(NamedTuple):
+    """Which adapter a backbone has switched on: arguments of `switched`."""
+
+    adapter: str | None
+    bare: bool
+
+
+def adapter_in_use(backbone: nn.Module) -> InUse | None:
+    """The adapter that is switched on now; `None` for a backbone without adapters."""
+    layer = next((module for module in backbone.modules() if isinstance(module, BaseTunerLayer)), None)
+    return None if layer is None else InUse(layer.active_adapters[0], layer.disable_adapters)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Attention is that of `prm.attention.tree_attention`: each token attends to its o
 
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from prm.attention.prefix_tree import Pack, Plan, make_plan
 from prm.attention.tree_attention import prepare, tree_attention
-from prm.models.backbone_state import plain, switched
+from prm.models.backbone_state import InUse, adapter_in_use, plain, switched
 from prm.users.user_model import UserModel
 
 _NAME = "prm_packed"
@@ -64,16 +64,24 @@ AttentionInterface.register(_NAME, _attention)
 
 
 def checkpointing(backbone: nn.Module) -> dict[str, Any]:
-    """Arguments for `activation_checkpointing_enable` of transformers: recomputed layers use the forward's attention.
+    """Arguments for `activation_checkpointing_enable` of transformers: recomputed layers are those of the forward pass.
 
-    They are recomputed in the backward pass, after the backbone's attention has been switched back.
+    They are recomputed in the backward pass, after the backbone's attention and adapter have been switched back.
     """
-    return {"use_reentrant": False, "context_fn": partial(_same_attention, backbone)}
+    return {"use_reentrant": False, "context_fn": partial(_contexts, backbone)}
 
 
-def _same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(backbone: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Those of a layer's forward pass and of its recomputation."""
     config: Any = plain(backbone).config
-    return nullcontext(), switched(backbone, attention=config._attn_implementation)
+    return nullcontext(), _as_in_forward(backbone, config._attn_implementation, adapter_in_use(backbone))
+
+
+@contextmanager
+def _as_in_forward(backbone: nn.Module, attention: str, adapter: InUse | None) -> Iterator[None]:
+    change = adapter._asdict() if adapter is not None and adapter != adapter_in_use(backbone) else {}
+    with switched(backbone, attention=attention, **change):
+        yield
 
 
 def read_packs(

@@ -62,6 +62,15 @@ class Policy(nn.Module):
         """The transformer below the output head, with adapters, for TRL's fused head."""
         return cast(nn.Module, plain(self.backbone).base_model)
 
+    @property
+    def _no_split_modules(self) -> object:
+        """The layers that FSDP shards one by one: the language model's."""
+        return plain(self.backbone)._no_split_modules
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table with users; FSDP asks for it, since the output head may be tied to it."""
+        return self.backbone.get_input_embeddings()
+
     def get_output_embeddings(self) -> nn.Module:
         """The output head."""
         return cast(nn.Module, self.backbone.get_output_embeddings())

@@ -13,7 +13,7 @@ from prm.config import LayerPooling, RewardModelConfig, UserConfig
 from prm.data.encoding import Batch
 from prm.errors import PrmError
 from prm.io.run_files import Parameters
-from prm.models.backbone_state import switched
+from prm.models.backbone_state import plain, switched
 from prm.models.backbones import final_norm, is_bidirectional, weights_fingerprint
 from prm.models.dropout import without_dropout
 from prm.models.length_limits import first_position
@@ -111,6 +111,11 @@ class RewardModel(nn.Module):
     def user_tokens(self) -> int:
         """Ids per user in a sequence."""
         return self.user_model.tokens
+
+    @property
+    def _no_split_modules(self) -> object:
+        """The layers that FSDP shards one by one: the backbone's."""
+        return plain(self.backbone)._no_split_modules
 
     @property
     def is_linear(self) -> bool:

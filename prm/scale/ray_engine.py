@@ -1,30 +1,30 @@
-"""Reads texts with Ray: workers that hold one backbone each, on the GPUs or else the CPUs of a cluster.
+"""Work with Ray: workers that hold one backbone each, on the GPUs or else the CPUs of a cluster.
 
 A queue of our own over Ray's actors, and not Ray Data: its blocks are cut as it likes and their order and retries are
 its own, so that a task that kills its worker would be tried for ever, and what a killed job has done could not be
-found again by name. Here a task is sent whole and only its rewards come back, and this process alone writes. A task
-whose worker or node died is sent to another one: it is written once, whoever read it.
+found again by name. Here a task is sent whole and only its results come back, and this process alone writes. A task
+whose worker or node died is sent to another one: its result comes once, whoever has read it.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from itertools import islice
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from prm.errors import PrmError
-from prm.scale.read_texts import Read, Task, Texts, rewards_of
-
-if TYPE_CHECKING:
-    from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
 _DEATHS = 3  # workers that may die of one task, or one after the other before one has read anything
 _PATIENCE = 60.0  # seconds without a worker before that is said
 _OBJECT_STORE = 256 << 20  # bytes of shared memory, for a Ray that is started here; tasks are a few megabytes
+
+T = TypeVar("T")
+Texts = TypeVar("Texts")
+Read = TypeVar("Read")  # what is read of texts: rewards, hidden states
 
 
 class _Method(Protocol):
@@ -36,31 +36,42 @@ class _Actor(Protocol):
     read: _Method
 
 
-class Worker:
-    """What an actor does: it loads a run once, and reads tasks.
+class Task(NamedTuple, Generic[T, Texts]):
+    """What one worker is given at once.
 
     Args:
+        of: what the result comes back with; it stays in this process.
+        texts: what is sent to the worker.
+        name: for messages.
+    """
+
+    of: T
+    texts: Texts
+    name: str
+
+
+class Worker(Generic[Texts, Read]):
+    """What an actor does: it loads a model once, and reads tasks.
+
+    Args:
+        load: loads a model, and returns what reads a task's texts. A function of a module, or a `partial` of one: it is
+            sent by name.
         threads: of torch. More than the worker's CPUs would wait for each other.
     """
 
-    def __init__(self, run: str, backbone: str | None, device: str | None, threads: int):
-        self._run, self._backbone, self._device, self._threads = run, backbone, device, threads
-        self._scorer: Scorer | None = None
+    def __init__(self, load: Callable[[], Callable[[Texts], Read]], threads: int):
+        self._load, self._threads = load, threads
 
     def load(self) -> None:
-        """Load the run; apart from the constructor, so that its errors come back as they are."""
+        """Load the model; apart from the constructor, so that its errors come back as they are."""
         import torch
 
-        from prm.models.backbones import device_named
-        from prm.scoring.scorer import Scorer
-
         torch.set_num_threads(self._threads)
-        self._scorer = Scorer.from_pretrained(self._run, self._backbone, device_named(self._device))
+        self._read = self._load()
 
-    def read(self, texts: Texts) -> list[float]:
-        """The rewards of a task's pairs."""
-        assert self._scorer is not None
-        return rewards_of(self._scorer, texts)
+    def read(self, texts: Texts) -> Read:
+        """The result of a task."""
+        return self._read(texts)
 
 
 def require_ray() -> None:
@@ -71,27 +82,44 @@ def require_ray() -> None:
         raise PrmError("--engine ray needs Ray: pip install 'personalized-rm[ray]'") from None
 
 
-def read_with_ray(run: str, backbone: str | None, device: str | None, workers: int | None) -> Read:
-    """Reads tasks with Ray; the run, and its backbone, must lie at the same path on every machine.
+def read_with_ray(
+    load: Callable[[], Callable[[Texts], Read]],
+    tasks: Iterable[Task[T, Texts]],
+    device: str | None,
+    workers: int | None,
+) -> Iterator[tuple[T, Read]]:
+    """Yield (`of`, result) of each task, as they are ready; models must lie at the same path on every machine.
 
-    The environment variable `RAY_ADDRESS` names the cluster; without it Ray is started on this machine. Reading raises
-    `PrmError` for what a worker cannot load or score, and if workers keep dying.
+    The next task is taken when a worker is free: what is in memory here is a task for each worker.
+
+    Args:
+        load: as of `Worker`.
+        device: `cpu` leaves GPUs alone.
+        workers: one for each GPU, or else each CPU, if not given.
+
+    Raises `PrmError` for what a worker cannot load or read, and if workers keep dying.
     """
-    require_ray()
+    with connected():
+        pool = _Pool[T, Texts, Read](load, device, workers)
+        try:
+            yield from pool.read(tasks)
+        finally:
+            pool.close()
 
-    def read(tasks: Iterable[Task]) -> Iterator[tuple[Task, Sequence[float]]]:
-        with _connected():
-            pool = _Pool(str(Path(run).resolve()), backbone, device, workers)
-            try:
-                yield from pool.read(tasks)
-            finally:
-                pool.close()
 
-    return read
+def gpus(device: str | None) -> int:
+    """Number of the cluster's GPUs that are to be used; Ray is connected."""
+    import ray
+
+    return 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def connected() -> Iterator[None]:
+    """Connect to Ray within the block, unless it is connected.
+
+    The environment variable `RAY_ADDRESS` names the cluster; without it Ray is started on this machine.
+    """
     import ray
 
     if ray.is_initialized():  # by the caller, who also ends it
@@ -108,43 +136,40 @@ def _connected() -> Iterator[None]:
         ray.shutdown()
 
 
-class _Busy(NamedTuple):
+class _Busy(NamedTuple, Generic[T, Texts]):
     """What a worker is doing: a task, or loading."""
 
     worker: _Actor
-    task: Task | None
+    task: Task[T, Texts] | None
 
 
-class _Pool:
+class _Pool(Generic[T, Texts, Read]):
     """Workers with a task each at most; a dead one is replaced."""
 
-    def __init__(self, run: str, backbone: str | None, device: str | None, workers: int | None):
+    def __init__(self, load: Callable[[], Callable[[Texts], Read]], device: str | None, workers: int | None):
         import ray
 
         self._ray = ray
-        resources = ray.cluster_resources()
-        gpus, cpus = (0 if device == "cpu" else int(resources.get("GPU", 0))), int(resources.get("CPU", 1))
-        self._size = workers or gpus or max(1, cpus)
+        cpus, cards = int(ray.cluster_resources().get("CPU", 1)), gpus(device)
+        self._size = workers or cards or max(1, cpus)
         largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         threads = max(1, min(largest, cpus // self._size))  # a worker is on one machine
-        self._arguments = (run, backbone, device, threads)
+        self._arguments = (load, threads)
         # Ray restarts no worker by itself, and calls no method again: the queue does both
-        options = {"num_cpus": threads, "num_gpus": min(1.0, gpus / self._size), "max_restarts": 0}
+        options = {"num_cpus": threads, "num_gpus": min(1.0, cards / self._size), "max_restarts": 0}
         self._actor = ray.remote(**options)(Worker)
-        self._busy: dict[object, _Busy] = {}
-        self._given_back: list[Task] = []
+        self._busy: dict[object, _Busy[T, Texts]] = {}
+        self._given_back: list[Task[T, Texts]] = []
         self._workers: list[_Actor] = []
         self._deaths = Counter[str]()
 
-    def read(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Sequence[float]]]:
-        """`Read`."""
+    def read(self, tasks: Iterable[Task[T, Texts]]) -> Iterator[tuple[T, Read]]:
+        """As `read_with_ray`."""
         waiting, idle = iter(tasks), list[_Actor]()
-        if (first := next(waiting, None)) is None:
-            return
-        self._given_back.append(first)
-        for _ in range(self._size):
+        self._given_back = [*islice(waiting, self._size)][::-1]
+        for _ in self._given_back:
             self._start()
-        while True:
+        while self._busy or idle:
             while idle and (task := self._given_back.pop() if self._given_back else next(waiting, None)):
                 worker = idle.pop()
                 self._busy[send(worker, task.texts)] = _Busy(worker, task)
@@ -153,7 +178,7 @@ class _Pool:
             for ended in self._ended():
                 worker, task = self._busy.pop(ended)
                 try:
-                    rewards = self._ray.get(ended)
+                    result = self._ray.get(ended)
                 except self._ray.exceptions.RayTaskError as error:
                     raise self._cause(error) from None
                 except self._ray.exceptions.RayError as error:
@@ -162,7 +187,7 @@ class _Pool:
                 idle.append(worker)
                 if task is not None:
                     self._deaths.clear()
-                    yield task, rewards
+                    yield task.of, result
 
     def close(self) -> None:
         """End the workers, so that their CPUs are free for whatever comes next."""
@@ -183,9 +208,9 @@ class _Pool:
             if all(busy.task is None for busy in self._busy.values()):
                 logger.warning("no worker has loaded the model yet: has Ray free CPUs or GPUs? (see 'ray status')")
 
-    def _replace(self, task: Task | None, error: Exception) -> None:
+    def _replace(self, task: Task[T, Texts] | None, error: Exception) -> None:
         """Start another worker for one that died, and give its task back."""
-        what = "loading the model" if task is None else f"reading {task.path.name}"
+        what = "loading the model" if task is None else f"reading {task.name}"
         said = next(iter(str(error).splitlines()), type(error).__name__)
         logger.warning("a worker died while %s: %s", what, said)
         self._deaths[what] += 1
@@ -204,6 +229,6 @@ class _Pool:
         return cause if isinstance(cause, PrmError) else error
 
 
-def send(worker: _Actor, texts: Texts) -> object:
-    """Let a worker read; returns Ray's reference to the rewards."""
+def send(worker: _Actor, texts: object) -> object:
+    """Let a worker read; returns Ray's reference to the result."""
     return worker.read.remote(texts)

@@ -8,7 +8,10 @@ texts these would fill hundreds of gigabytes, and be read back in random order.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+<<<<<<< HEAD
 from itertools import pairwise
+=======
+>>>>>>> rayfeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 
 from prm.data.comparison import Prompt
 from prm.io.progress import progress, without_bars
+from prm.models.backbones import device_named
 from prm.scale.job import Job
 from prm.scale.sort_texts import TEXTS, Sorted, unpacked_prompt
 from prm.scale.work_files import about, opened, write_batches
@@ -73,6 +77,11 @@ def read_with(load: Callable[[], Scorer]) -> Read:
             yield task, rewards_of(scorer, task.texts)
 
     return read
+
+
+def reader_of(run: str, backbone: str | None, device: str | None) -> Callable[[Texts], list[float]]:
+    """Load a run; returns what computes the rewards of a task's pairs, for a worker."""
+    return partial(rewards_of, Scorer.from_pretrained(run, backbone, device_named(device)))
 
 
 def rewards_of(scorer: Scorer, texts: Texts) -> list[float]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,12 @@ from prm.errors import PrmError, counted
 from prm.io.disk import make_folder, remove
 from prm.io.folders import working_in
 from prm.io.interrupts import resumable
+from prm.models.backbone_paths import from_anywhere
 from prm.models.backbones import device_named
 from prm.scale.check_texts import Checker
 from prm.scale.job import MANIFEST, Job, Result, input_files, open_job, refuse_other_shards
-from prm.scale.ray_engine import read_with_ray
-from prm.scale.read_texts import Read, read_texts, read_with
+from prm.scale.ray_engine import Task, read_with_ray, require_ray
+from prm.scale.read_texts import Read, read_texts, read_with, reader_of
 from prm.scale.requests import parse_request, scored_row
 from prm.scale.sort_texts import sort_texts
 from prm.scale.write_shards import write_shards
@@ -86,7 +88,12 @@ def _engine(engine: Engine, run: str, backbone: str | None, device: str | None, 
     if workers is not None and engine != "ray":
         raise PrmError("--workers goes with --engine ray")
     if engine == "ray":
-        return read_with_ray(run, backbone, device, workers)
+        require_ray()
+        moved = from_anywhere(backbone) if backbone is not None else None
+        load = partial(reader_of, str(Path(run).resolve()), moved, device)
+        return lambda tasks: read_with_ray(
+            load, (Task(task, task.texts, task.path.name) for task in tasks), device, workers
+        )
     target = device_named(device)
     return read_with(lambda: Scorer.from_pretrained(run, backbone, target))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from prm.checkpoint.config_file import read_config
-from prm.config import PublicSet, RunConfig, SplitConfig
+from prm.config import PublicSet, RunConfig, SplitConfig, TrainConfig
 from prm.errors import PrmError
 from prm.io.folders import NOTE, refuse_existing, refuse_replacing_others, work_folder
 from prm.io.tables import require_log
@@ -37,6 +37,16 @@ def check_early(config: SplitConfig, *runs: str) -> None:
 def is_begun(config: RunConfig) -> bool:
     """Whether a run was begun and not finished, so that the same command resumes it."""
     return (work_folder(Path(config.output_dir)) / NOTE).is_file()
+
+
+def refuse_workers(config: TrainConfig) -> None:
+    """Raise `PrmError` for a run that has no hidden states to compute beforehand, by whatever workers."""
+    if not config.fast_path:
+        raise PrmError(
+            "--engine ray is for linear heads on a frozen backbone, which reads the texts before training (train "
+            f"'frozen', reward.form 'linear_head'); this run has train {config.train!r}, reward.form "
+            f"{config.reward.form!r}: several GPUs train it with 'accelerate launch'"
+        )
 
 
 def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:

@@ -48,9 +48,9 @@ def train_steps(
     # the generic term trains nothing if only users' rows are trained
     train_config = replace(config, alpha=1.0) if rows_only else config
     metrics = run_trainer(build_reward_trainer(checkpoint, train, check, train_config, work, callbacks))
-    if not rows_only:
-        set_generic_row(model.user_model, config.alpha)
     if processes().is_main_process:
+        if not rows_only:
+            set_generic_row(model.user_model, config.alpha)
         model.eval()
         parameters: Parameters | None = model.trained_parameters()
         if rows_only:  # the earlier run trained the shared parameters; old runs do not store their number

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.training_results import held_out
 from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, UserKind, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
-from prm.features.hidden_states import feature_folder, read_features
+from prm.features.hidden_states import Elsewhere, Workers, feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
@@ -40,8 +41,18 @@ from prm.users.user_model import ALL_ALIKE
 logger = logging.getLogger(__name__)
 
 
-def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: RunRecord) -> Metrics:
-    """Search all settings for the personalised and the uniform head, and save the best of each. Returns metrics."""
+def train_head(
+    config: TrainConfig,
+    comparisons: Sequence[Comparison],
+    work: Path,
+    run: RunRecord,
+    workers: Workers | None = None,
+) -> Metrics:
+    """Search all settings for the personalised and the uniform head, and save the best of each. Returns metrics.
+
+    Args:
+        workers: who reads the texts, if not this process.
+    """
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users, day=run["day"])
     model = checkpoint.model
@@ -49,7 +60,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     specs = feature_specs_of(config, model)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
     _record_stores(run, model, specs)
-    features = read_features(model, texts, specs)
+    features = read_features(model, texts, specs, elsewhere=elsewhere(workers, checkpoint))
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():  # with a base there is one feature spec
@@ -84,10 +95,16 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     return metrics
 
 
-def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: RunRecord) -> Metrics:
+def continue_head(
+    config: TrainConfig,
+    comparisons: Sequence[Comparison],
+    work: Path,
+    run: RunRecord,
+    workers: Workers | None = None,
+) -> Metrics:
     """Fit the rows of the users in the comparisons, starting from the earlier run; all else stays the same.
 
-    The penalty is the one that the earlier run chose. Returns metrics.
+    The penalty is the one that the earlier run chose. Returns metrics. `workers` as of `train_head`.
     """
     earlier = Path(config.start_from)
     metrics = read_search(earlier)
@@ -98,7 +115,8 @@ def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: 
     texts, index = encode_texts(checkpoint.encoder(), comparisons, dropout, config.seed)
     earlier_stores = [name for name in read_run(earlier).get("feature_stores", []) if isinstance(name, str)]
     _record_stores(run, model, [model.feature_spec], earlier_stores)
-    pooled = read_features(model, texts, [model.feature_spec])[model.feature_spec].to(model.standard_mean.device)
+    read = read_features(model, texts, [model.feature_spec], elsewhere=elsewhere(workers, checkpoint))
+    pooled = read[model.feature_spec].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():
@@ -111,6 +129,13 @@ def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: 
         copy(earlier / "uniform", work / "uniform")
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
     return {**metrics, "continued": {"people": len(set(rows.tolist())), "steps": steps}}
+
+
+def elsewhere(workers: Workers | None, checkpoint: Checkpoint[RewardModel]) -> Elsewhere | None:
+    """Where the hidden states of a model's frozen backbone are computed, if there are workers."""
+    if workers is None:
+        return None
+    return Elsewhere(workers, checkpoints.backbone_of(checkpoint.settings.backbone, checkpoint.folder))
 
 
 def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:

@@ -17,17 +17,19 @@ from prm.data.baselines import length_votes
 from prm.data.profile.verdict import amount
 from prm.data.sources import Feedback
 from prm.errors import PrmError
+from prm.features.hidden_states import Workers
 from prm.io.folders import discard_work, recover
 from prm.io.interrupts import resumable
 from prm.io.log_lines import log_shown
 from prm.io.run_files import Metrics, RunRecord, read_controls
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
-from prm.training.early_checks import is_begun, refuse_finished
+from prm.training.early_checks import is_begun, refuse_finished, refuse_workers
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, refuse_ties, split_data, warn_of_leaks
 from prm.training.setup import with_settings_of_run
+from prm.training.trainers.sharding import refuse_launch
 from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
@@ -38,7 +40,12 @@ Fit = Callable[[DataSplit, Path, RunRecord], Metrics]
 
 
 @log_shown()
-def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+def train(
+    config: TrainConfig,
+    log: Log | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    workers: Workers | None = None,
+) -> Path:
     """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
     The same call resumes a killed run.
@@ -46,6 +53,7 @@ def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[Train
     Args:
         log: rows in memory, or feedback that was read already, instead of the file `data.path`.
         callbacks: of transformers, for training by gradient steps.
+        workers: who reads texts for linear heads on a frozen backbone, if not this process.
 
     Raises `PrmError` for invalid settings or data, and if the folder exists and
     `overwrite` is false.
@@ -54,8 +62,11 @@ def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[Train
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
     refuse_callbacks(callbacks, config.fast_path)
+    if workers is not None:
+        refuse_workers(config)
     divide = partial(split_data, config, partial(_readable, config), log)
-    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config, callbacks))
+    fit = partial(_fit, config, callbacks, workers)
+    return make_run(config, checkpoints.REWARD_MODEL, divide, fit, shards=not config.fast_path)
 
 
 def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
@@ -70,7 +81,7 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
 
 
 @log_shown()
-def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
+def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit, shards: bool = False) -> Path:
     """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
     It is uploaded afterwards if the settings say so.
@@ -79,12 +90,14 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit:
         kind: of the model, as in `config.json`.
         divide: reads and splits the log.
         fit: trains on the parts, saves the model into a work folder and returns metrics.
+        shards: whether weights can be sharded over the processes.
 
     Raises as `train` does, and if another command uses the folder. The `KeyboardInterrupt` of Ctrl-C says what is kept.
     """
     config.check()
     refuse_trainer(config)
     refuse_unknown(config.trainer)
+    refuse_launch("this run", shards)
     with alone_in(Path(config.output_dir)), resumable(partial(is_begun, config)):
         folder = _make_run(config, kind, divide, fit)
     if (upload := upload_of(config)) and processes().is_main_process:
@@ -142,7 +155,12 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
 
 
 def _fit(
-    config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
+    config: TrainConfig,
+    callbacks: Sequence[TrainerCallback],
+    workers: Workers | None,
+    parts: DataSplit,
+    work: Path,
+    run: RunRecord,
 ) -> Metrics:
     refuse_ties(parts.train, config.data)
     if config.users.kind != "uniform" and not config.start_from and processes().is_main_process:
@@ -151,4 +169,4 @@ def _fit(
         return train_steps(config, parts.train, parts.validation, work, run, callbacks)
     if not processes().is_main_process:  # linear heads take minutes and run on one process only
         return {}
-    return (continue_head if config.start_from else train_head)(config, parts.train, work, run)
+    return (continue_head if config.start_from else train_head)(config, parts.train, work, run, workers)

@@ -8,6 +8,7 @@ from prm.evaluation.compare.recipe import recipe
 from prm.evaluation.compare.run import compare_models
 from prm.evaluation.compare.summary import Comparisons, summarise
 from prm.evaluation.compare.verdict import CompareVerdict, verdict_on
+from prm.features.hidden_states import Workers
 from prm.io.disk import remove
 from prm.io.tables import write_text
 
@@ -26,12 +27,12 @@ class Outcome:
     recipe_file: Path
 
 
-def compare_and_write(config: CompareModelsConfig) -> Outcome:
+def compare_and_write(config: CompareModelsConfig, workers: Workers | None = None) -> Outcome:
     """Compare the models, and write `train.yaml`, the settings that train the recommended one.
 
-    Raises as `compare_models` does.
+    `workers`, and what is raised, as of `compare_models`.
     """
-    finished = compare_models(config)
+    finished = compare_models(config, workers=workers)
     result = summarise(finished, config.after)
     verdict = verdict_on(result)
     path, text = Path(config.output_dir) / "train.yaml", ""

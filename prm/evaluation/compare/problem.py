@@ -15,9 +15,9 @@ from prm.data.encoding import Encoded
 from prm.data.splits import folds, training_holdout, when
 from prm.data.text_counts import text_counts
 from prm.evaluation.compare.config import CompareModelsConfig
-from prm.features.hidden_states import read_features
+from prm.features.hidden_states import Workers, read_features
 from prm.training.heads.grid_search import HeadData
-from prm.training.linear_heads import feature_specs_of, folds_of
+from prm.training.linear_heads import elsewhere, feature_specs_of, folds_of
 from prm.training.setup import encode_texts, new_checkpoint
 from prm.users.index import UserIndex
 
@@ -92,8 +92,13 @@ class Fold:
     new_rows: Tensor
 
 
-def read_problem(config: CompareModelsConfig, comparisons: Sequence[Comparison]) -> Problem:
+def read_problem(
+    config: CompareModelsConfig, comparisons: Sequence[Comparison], workers: Workers | None = None
+) -> Problem:
     """Features of every text, read once and without `user_text`, and the parts of the log.
+
+    Args:
+        workers: who reads the texts, if not this process.
 
     Raises `PrmError` if the log cannot be cut into so many parts.
     """
@@ -105,7 +110,7 @@ def read_problem(config: CompareModelsConfig, comparisons: Sequence[Comparison])
     checkpoint = new_checkpoint(train_config, users)
     texts, index = encode_texts(checkpoint.encoder(), comparisons)
     specs = feature_specs_of(train_config, checkpoint.model)
-    features = read_features(checkpoint.model, texts, specs)
+    features = read_features(checkpoint.model, texts, specs, elsewhere=elsewhere(workers, checkpoint))
     with torch.no_grad():
         base = checkpoint.model.base_reward(features[specs[0]].to(checkpoint.model.standard_mean.device))
     responses = _responses(comparisons, texts, index)

@@ -17,6 +17,7 @@ from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.compare.contenders import Choice, Task, contenders
 from prm.evaluation.compare.parts import PartResult, part_file, read_part, run_part, write_part
 from prm.evaluation.compare.problem import Fold, Problem, folds_to_hold_out, read_problem
+from prm.features.hidden_states import Workers
 from prm.io.disk import make_folder, remove
 from prm.io.environment import environment
 from prm.io.folders import NOTE, working_in
@@ -40,10 +41,12 @@ class Finished:
     results: Mapping[str, list[PartResult]]
 
 
-def compare_models(config: CompareModelsConfig, own: Own | None = None) -> Finished:
+def compare_models(config: CompareModelsConfig, own: Own | None = None, workers: Workers | None = None) -> Finished:
     """Run every model on every part; what an earlier call with the same settings and data has finished is kept.
 
-    `own` are personal models that are compared beside those of `config.models`.
+    Args:
+        own: personal models that are compared beside those of `config.models`.
+        workers: who reads the texts, if not this process.
 
     Raises `PrmError` for invalid settings or data, and for a folder with other settings or data unless `overwrite`.
     """
@@ -53,7 +56,7 @@ def compare_models(config: CompareModelsConfig, own: Own | None = None) -> Finis
     with working_in(folder):
         comparisons = _read(config)
         _begin(folder, config, comparisons)
-        return run_models(config, read_problem(config, comparisons), own)
+        return run_models(config, read_problem(config, comparisons, workers), own)
 
 
 def run_models(config: CompareModelsConfig, problem: Problem, own: Own | None = None) -> Finished:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from prm.config import OptimConfig
 from prm.models.policy_model import Policy
@@ -16,7 +17,7 @@ class RowAdamW(torch.optim.AdamW):
 
     Groups with `rowwise=True` hold tables with one user per row. Dense Adam would move users absent from a batch by
     their momentum; here a row's moments and step count change only when the row has a gradient. Each group's gradient
-    is clipped to the group's `max_norm`.
+    is clipped to the group's `max_norm`. With FSDP2 each process steps the rows that it holds.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
@@ -34,10 +35,12 @@ class RowAdamW(torch.optim.AdamW):
         super().step(closure)
 
     def _step_rows(self, group: dict[str, Any], table: Tensor) -> None:
-        state, grad = self.state[table], cast(Tensor, table.grad)
-        if not state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-            state["step"] = torch.zeros(len(table), device=table.device)
+        whole = self.state[table]
+        if not whole:
+            whole["exp_avg"], whole["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            whole["step"] = torch.zeros_like(table.flatten(1)[:, 0])
+        state = {name: _held(tensor) for name, tensor in whole.items()}
+        table, grad = _held(table), _held(cast(Tensor, table.grad))
         rows = grad.flatten(1).ne(0).any(1).nonzero().squeeze(1)
         beta1, beta2 = group["betas"]
         g = grad[rows]
@@ -49,6 +52,11 @@ class RowAdamW(torch.optim.AdamW):
         step = state["step"][rows].view(shape)
         denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
         table[rows] -= group["lr"] * (first / (1 - beta1**step)) / denominator
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, or rows of a sharded one. Changes in place are the tensor's."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def parameter_groups(model: RewardModel | Policy, optim: OptimConfig, full: bool) -> list[dict[str, Any]]:

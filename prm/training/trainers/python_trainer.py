@@ -35,6 +35,7 @@ from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainers.resume import interrupted, is_intact, last_intact
+from prm.training.trainers.sharding import refuse_launch
 from prm.training.trainers.step_trainer import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
 from prm.training.trainers.train_datasets import TrainerData, read_dataset
 
@@ -71,6 +72,7 @@ class PythonTrainer(StepTrainer):
             self.personalized = model
         else:
             with called_from_python(args):
+                refuse_launch("a trainer that is made in Python", shards=False)
                 train_dataset, eval_dataset = self._start(model, args, train_dataset, eval_dataset, peft_config)
         checkpoint = self.personalized.checkpoint
         refuse_other_tokenizer(checkpoint, processing_class)
@@ -211,7 +213,7 @@ class PythonTrainer(StepTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS
-        expected = {n: p.detach().cpu() for n, p in self.personalized.model.named_parameters() if p.requires_grad}
+        expected = {n: p.detach() for n, p in self.personalized.model.named_parameters() if p.requires_grad}
         refuse_unlike(load_file(path), expected, path)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -27,19 +29,21 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from prm.checkpoint.hub_model import HubModel
 from prm.config import OptimConfig, RunConfig
 from prm.io.disk import make_folder
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.backbones import processes
+from prm.models.packing import can_pack
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.encoded_pairs import DatasetRow
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainers.progress_bar import training_bar
 from prm.training.trainers.resume import last_intact, seal, state_folder
+from prm.training.trainers.sharding import gather_weights, is_sharded, load_weights, save_optimizer, trained_weights
 from prm.training.trainers.trainer_setting import passed_on
 
 logger = logging.getLogger(__name__)
@@ -89,20 +93,53 @@ class PaddedDataset(TorchDataset[DatasetRow]):
 
 
 class StateTrainer(Trainer):
-    """Mix-in before one of TRL's trainers: checkpoints hold only trained weights, and no telemetry is sent."""
+    """Mix-in before one of TRL's trainers: checkpoints hold only trained weights, and no telemetry is sent.
+
+    They hold them whole, also where FSDP2 shards them.
+    """
 
     last_checkpoint: Path | None = None  # that this training has saved, or goes on from
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights of a checkpoint."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir)  # by every process, for sharded weights to be gathered
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        state = trained_weights(cast(nn.Module, self.accelerator.unwrap_model(self.model)))
         if self.args.should_save:
             folder = Path(cast(str, output_dir or self.args.output_dir))
             make_folder(folder)
-            model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
-            state = {n: p for n, p in model.named_parameters() if p.requires_grad}
             write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        model, optimizer = cast(nn.Module, self.model), cast(Optimizer, self.optimizer)
+        save_optimizer(self.accelerator, optimizer, model, Path(output_dir))
+        if self.args.should_save:
+            torch.save(cast(LRScheduler, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            self._load_weights(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            self._load_weights(cast(str, self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str) -> None:
+        load_weights(cast(nn.Module, self.model), load_file(Path(checkpoint) / WEIGHTS))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         checkpoint = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
@@ -214,8 +251,12 @@ def build_trainer(
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[*_callbacks(config.optim, folder), *callbacks],
-        optimizers=_optimizers(model.model if isinstance(model, HubModel) else model, config, total),
     )
+    # not as an argument, which transformers refuses with FSDP
+    core = model.model if isinstance(model, HubModel) else model
+    if is_sharded():
+        can_pack(core.backbone)  # a test on a few tokens, which layers that are sharded must not read by themselves
+    built.optimizer, built.lr_scheduler = _optimizers(core, config, total)
     built.remove_callback(PrinterCallback)  # prints what is logged; `training_bar` shows it
     return built
 
@@ -261,7 +302,7 @@ def _callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
     ]
 
 
-def _optimizers(model: RewardModel | Policy, config: RunConfig, total: int) -> tuple[Optimizer, LRScheduler]:
+def _optimizers(model: RewardModel | Policy, config: RunConfig, total: int) -> tuple[Optimizer, LambdaLR]:
     """The model's optimiser and its learning rate schedule over `total` steps."""
     groups = parameter_groups(model, config.optim, config.train == "full")
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
@@ -293,7 +334,10 @@ def special_tokens_kept(config: PretrainedConfig) -> Iterator[None]:
 
 
 def run_trainer(trainer: Trainer) -> dict[str, Any]:
-    """Train, from the last checkpoint if there is one; the model ends at the best validation metric."""
+    """Train, from the last checkpoint if there is one; the model ends at the best validation metric.
+
+    Sharded weights are gathered in the end, where they are saved.
+    """
     folder = Path(cast(str, trainer.args.output_dir))
     checkpoint = last_intact(folder, best_of)
     if checkpoint is not None:
@@ -304,9 +348,12 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
         trainer._load_best_model()
         seconds = 0.0
     else:
-        with training_bar(trainer):
+        with training_bar(trainer), warnings.catch_warnings():
+            # rewards are views of the head's output, which nothing changes in place
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = output.metrics["train_runtime"]
+    gather_weights(cast(nn.Module, trainer.model), here=processes().is_main_process)
     stopped_by = cast(str, trainer.args.metric_for_best_model)
     return {
         "steps": trainer.state.global_step,

@@ -45,9 +45,11 @@ from tests.prm.scoring.test_threads import at_once
 CPU = torch.device("cpu")
 
 
-def new_checkpoint(backbone: str, users: UserConfig | None = None) -> Checkpoint[Policy]:
+def new_checkpoint(backbone: str, users: UserConfig | None = None, recompute: bool = False) -> Checkpoint[Policy]:
     config = PpoConfig(
-        backbone=BackboneConfig(backbone, dtype="float32"), users=users or UserConfig(num_virtual_tokens=2)
+        backbone=BackboneConfig(backbone, dtype="float32"),
+        users=users or UserConfig(num_virtual_tokens=2),
+        optim=OptimConfig(gradient_checkpointing=recompute),
     )
     return new_policy(config, config.users, UserIndex(["p0", "p1"]), TrainedBy("ppo"))
 
@@ -111,6 +113,32 @@ def test_answers_to_one_question_read_it_once(roles: Roles, monkeypatch: pytest.
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert few < 0.35 * many
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_recomputed_layers_are_those_of_the_role(tiny: str, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of policy and value are those without recomputation, although another role is on in between."""
+    if not packs:
+        monkeypatch.setattr("prm.models.policy_model.can_pack", lambda backbone: False)
+    batch, found, layers = on_device(ASKED, CPU), list[dict[str, torch.Tensor]](), list[int]()
+    for recompute in (False, True):
+        roles = roles_of(new_checkpoint(tiny, recompute=recompute))
+        block = roles.policy.base_model.layers[0]  # type: ignore[union-attr, index]
+        passes = list[int]()
+        block.mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))  # type: ignore[union-attr]
+        with roles.recomputing():
+            losses = roles.logps(batch).sum(), roles.values(batch).square().sum()
+            passes.clear()  # with those of `can_pack`
+            with roles.switched_to("reference"):
+                (losses[0] + losses[1]).backward()
+        assert not roles.policy.backbone.training
+        found.append({n: p.grad for n, p in roles.trained().items() if p.grad is not None})
+        layers.append(len(passes))
+    assert layers == [0, 2]
+    assert found[0].keys() == found[1].keys()
+    assert {name.split(".")[0] for name in found[0]} == {"policy", "value_users", "value_head"}
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_adapter_and_people_change_together(roles: Roles) -> None:

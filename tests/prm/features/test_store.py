@@ -14,7 +14,7 @@ from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features import store
 from prm.features.cache_folder import clear_store
-from prm.features.store import ShardStore, read_or_compute, store_folder, text_key
+from prm.features.store import ReadHere, ShardStore, read_or_compute, store_folder, text_key
 from prm.io import disk, progress
 from prm.io.progress import Bar, duration
 
@@ -41,7 +41,8 @@ class Reader:
         return {"x": torch.tensor([[float(text.ids[0]), float(len(texts))] for text in texts])}
 
     def kept(self, folder: Path, texts: Sequence[Encoded] = TEXTS) -> Tensor:
-        return read_or_compute({"x": ShardStore(folder)}, texts, self, self.backbone, "reading texts")["x"]
+        reader = ReadHere(self, self.backbone, "reading texts")
+        return read_or_compute({"x": ShardStore(folder)}, texts, reader)["x"]
 
 
 def damage(shard: Path, how: str) -> None:
@@ -136,7 +137,9 @@ def test_a_portion_is_about_as_much_work_as_a_slow_processor_does_in_ten_seconds
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hundred million parameters: 1,400 tokens; whatever the clock says."""
-    assert store._tokens_at_once(nn.Linear(10_000, 10_000, bias=False, device="meta").to_empty(device="cpu")) == 1400
+    backbone = nn.Linear(10_000, 10_000, bias=False, device="meta").to_empty(device="cpu")
+    assert ReadHere(lambda *_: {}, backbone, "reading texts").tokens_at_once() == 1400
+    assert store.tokens_at_once(10**8, on_cpu=False) == 1_400_000
     texts = [Encoded([0] * n, (0, 1)) for n in (900, 400, 200, 2000, 10)]
     assert store._portions(texts, 1400) == [[0, 1], [2], [3], [4]]
 

@@ -5,18 +5,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors import safe_open
 
+from prm.cli import main
+from prm.data.encoding import Encoded
 from prm.errors import PrmError
+from prm.features import hidden_states, store
 from prm.io.tables import write_jsonl
 from prm.scale import ray_engine, read_texts
+from prm.scale.ray_features import RayWorkers
 from prm.scale.score_files import score_files
 from tests.paths import ROOT
 from tests.prm.scale.conftest import rows_to_score
 from tests.prm.scale.test_score_files import CLOSE, expected, written
+from tests.tiny_runs import config_of, files_of, small_log
 
 ray = pytest.importorskip("ray", reason="needs Ray")
 
@@ -139,7 +147,7 @@ score_files.score_files(sys.argv[1], sys.argv[2], sys.argv[3], "ray", shard_rows
     command = [sys.executable, "-c", code, str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(out)]
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
     with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while len(list(out.glob("_work/rewards-*.arrow"))) < 3 and time.monotonic() < until:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
@@ -174,6 +182,102 @@ def test_a_dead_node_is_survived(cluster: Cluster, score: Callable[..., None], m
     assert removed == [True]
 
 
+@pytest.fixture
+def train_on(
+    backbone_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[dict[str, bytes], set[Path]]]:
+    """Function that trains linear heads in the cache of that name; returns the run's files, and the store's shards."""
+    monkeypatch.setattr(store, "_MAX_TEXTS", 4)
+    write_jsonl(tmp_path / "log.jsonl", small_log(16))
+    config = config_of("linear", backbone_of("llama"), tmp_path)
+    config.search.layers, config.search.poolings = [], ["last", "mean"]  # type: ignore[attr-defined]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.to_dict()))
+
+    def run(name: str, *flags: str) -> tuple[dict[str, bytes], set[Path]]:
+        monkeypatch.setenv("PRM_CACHE", str(tmp_path / name))
+        folder = tmp_path / f"{name} run"
+        main(["train", str(tmp_path / "run.yaml"), "--output_dir", str(folder), *flags])
+        return files_of(folder), set((tmp_path / name).rglob("*.safetensors"))
+
+    return run
+
+
+def test_training_reads_its_texts_on_two_nodes(
+    cluster: Cluster,
+    train_on: Callable[..., tuple[dict[str, bytes], set[Path]]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run of one process to the bit, although a worker dies on the way; this process writes, as texts come."""
+    sent, send, written_before = list[int](), ray_engine.send, list[int]()
+    here, _ = train_on("here")
+
+    def kill_third(worker: object, texts: list[Encoded]) -> object:
+        reference = send(worker, texts)  # type: ignore[arg-type]
+        sent.append(len(texts))
+        written_before.append(len(list(Path(os.environ["PRM_CACHE"]).rglob("*.safetensors"))))
+        if len(sent) == 3:
+            ray.kill(worker)
+        return reference
+
+    monkeypatch.setattr(ray_engine, "send", kill_third)
+    monkeypatch.setattr(hidden_states, "read_pooled", None)  # not in this process
+    elsewhere, shards = train_on("elsewhere", "--engine", "ray")
+    assert elsewhere == here
+    assert "a worker died while reading task " in caplog.text
+    assert len(sent) > 4
+    assert 0 < written_before[-1] < len(shards)
+
+
+def test_a_killed_training_reads_the_rest(
+    cluster: Cluster,
+    train_on: Callable[..., tuple[dict[str, bytes], set[Path]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the same command, with the same run: a command killed by the system, on the same cluster."""
+    code = """
+import sys, time
+from prm.cli import main
+from prm.features import store
+from prm.scale import ray_engine
+store._MAX_TEXTS = 4
+send = ray_engine.send
+ray_engine.send = lambda worker, texts: time.sleep(0.5) or send(worker, texts)
+main(["train", *sys.argv[1:], "--engine", "ray"])
+"""
+    here, _ = train_on("here")
+    command = [sys.executable, "-c", code, str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "killed run")]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "PRM_CACHE": str(tmp_path / "killed")}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        until = time.monotonic() + 240
+        while len(list((tmp_path / "killed").rglob("*.safetensors"))) < 8 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    kept = set((tmp_path / "killed").rglob("*.safetensors"))
+    assert len(kept) >= 8
+    assert not (tmp_path / "killed run").exists()
+    sent, send = list[int](), ray_engine.send
+    monkeypatch.setattr(
+        ray_engine,
+        "send",
+        lambda worker, texts: sent.append(len(texts)) or send(worker, texts),  # type: ignore[func-returns-value]
+    )
+    again, shards = train_on("killed", "--engine", "ray")
+    assert again == here
+    assert kept < shards
+    assert sum(sent) == min(texts_by_store(shards)) - min(texts_by_store(kept)) > 0
+
+
+def texts_by_store(shards: set[Path]) -> list[int]:
+    """Number of texts in each store."""
+    counts = Counter[Path]()
+    for path in shards:
+        with safe_open(path, framework="numpy") as file:
+            counts[path.parent] += len(file.get_tensor("keys"))
+    return list(counts.values())
+
+
 def test_without_ray_the_error_says_what_to_install(
     run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,4 +285,6 @@ def test_without_ray_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PrmError, match=r"personalized-rm\[ray\]"):
         score_files(str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), "ray")
+    with pytest.raises(PrmError, match=r"personalized-rm\[ray\]"):
+        RayWorkers()
     assert not (tmp_path / "out").exists()

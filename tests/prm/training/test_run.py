@@ -101,7 +101,7 @@ def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
 ) -> None:
     """Nor the controls that are learnt. The three parts share no prompt, and together they are the log."""
     given: list[list[Comparison]] = []
-    monkeypatch.setattr("prm.training.run.train_head", lambda config, learn, work, run: given.extend([learn, []]) or {})
+    monkeypatch.setattr("prm.training.run.train_head", lambda config, learn, *_: given.extend([learn, []]) or {})
     monkeypatch.setattr(
         "prm.training.run.train_steps", lambda config, learn, check, *_: given.extend([learn, check]) or {}
     )

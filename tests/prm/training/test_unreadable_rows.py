@@ -91,7 +91,7 @@ def divided(how: str, backbone: str, log: str, on_bad_row: Any, monkeypatch: pyt
     data = DataConfig(log, on_bad_row=on_bad_row, test_fraction=0.3)
     common: dict[str, Any] = {"backbone": BackboneConfig(backbone, max_length=100), "data": data}
 
-    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], fit: Any) -> Any:
+    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], *_: Any, **__: object) -> Any:
         return divide()
 
     if how in POLICIES:
@@ -279,12 +279,13 @@ def test_a_command_reads_its_log_once(how: str, tiny: str, tmp_path: Path, monke
     read, parts = list[str](), list[DataSplit]()
     read_table = sources.read_table
 
-    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], fit: Any) -> Path:
+    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], *_: Any, **__: object) -> Path:
         parts.append(divide())
         return tmp_path / "run"
 
     monkeypatch.setattr(sources, "read_table", lambda path, part: read.append(path) or read_table(path, part))
     monkeypatch.setattr({"linear": runs, "sft": sft, "dpo": dpo}[how], "make_run", stop)
-    train_command(config) if isinstance(config, TrainConfig) else policy.cli._train(config)
+    here = Namespace(engine="local", workers=None, device=None)
+    train_command(config, here) if isinstance(config, TrainConfig) else policy.cli._train(config)
     assert read == [config.data.path]
     assert parts == [expected]
