@@ -31,7 +31,7 @@ class Bayes(UserModel):
     The covariance of a posterior is the prior's, which all users share, minus the product of columns of the user's own:
     low rank plus a part that costs no user a number, where "low rank plus diagonal" would give each a diagonal. A user
     has as many columns as the comparisons justify: those left out would reduce the variance of an average pair's logit
-    by at most `LEFT_OUT` of the prior's.
+    by at most `LEFT_OUT` of the prior's, by more only where there are `most_columns`.
 
     Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of users; moment [rank, rank], the
     mean of z z' over the training pairs; per row means [n_rows, rank], flatness, which counts what is left out, and in
