@@ -22,7 +22,6 @@ import torch
 from policy.rewards.adapters import trl_reward
 from prm import Scorer
 
-
 _lock = Lock()  # OpenRLHF calls from several threads, and `cache` alone would load the run in each
 
 

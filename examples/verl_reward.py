@@ -6,8 +6,9 @@ verl loads this file and calls `compute_score` with keywords:
     +reward.custom_reward_function.reward_kwargs.run=runs/mine
     reward.num_workers=1
 
-Each of verl's reward workers, 8 by default, loads the run. verl does not pass the prompt. So `extra_info` of each row must hold `prompt` (a text, or messages) and `user_id` (None
-for the generic user); it may hold `user_text`. Rewards are logits. An empty response gets -10.
+Each of verl's reward workers, 8 by default, loads the run. verl does not pass the prompt, so `extra_info` of each row
+must hold `prompt` (a text, or messages) and `user_id` (None for the generic user); it may hold `user_text`. Rewards are
+logits. An empty response gets -10.
 """
 
 from functools import cache
@@ -16,7 +17,6 @@ from typing import Any
 
 from policy.rewards.adapters import trl_reward
 from prm import Scorer
-
 
 _lock = Lock()  # verl calls from several threads, and `cache` alone would load the run in each
 
