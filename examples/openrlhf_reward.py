@@ -3,7 +3,7 @@
 OpenRLHF loads this file and calls `reward_func(queries, prompts, labels)`:
 
     PRM_RUN=runs/mine PRM_END='</s>' python3 -m openrlhf.cli.train_ppo_ray \\
-        --remote_rm_url examples/openrlhf_reward.py --label_key label ...
+        --reward.remote_url examples/openrlhf_reward.py --data.label_key label ...
 
 A query is one text: the prompt in the policy's chat template, then the response, with control tokens. PRM_END is the
 text that ends a response of the policy. The label of a row must be a JSON object with `prompt`, without the policy's
@@ -14,6 +14,7 @@ response gets -10.
 import json
 import os
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,10 +22,17 @@ import torch
 from policy.rewards.adapters import trl_reward
 from prm import Scorer
 
+_lock = Lock()  # OpenRLHF calls from several threads, and `cache` alone would load the run in each
+
 
 @cache
-def _reward() -> Any:
+def _load() -> Any:
     return trl_reward(Scorer.from_pretrained(os.environ["PRM_RUN"]))
+
+
+def _reward() -> Any:
+    with _lock:
+        return _load()
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ TRL calls an asynchronous reward function while other rewards are computed; the 
 verl's reward loop loads this file and calls `compute_score` for each response; `extra_info` of each row holds `prompt`
 (a text, or messages) and `user_id`, and may hold `user_text`:
 
-    custom_reward_function.path=examples/service_rewards.py
-    +custom_reward_function.reward_kwargs.url=http://localhost:8000
+    reward.custom_reward_function.path=examples/service_rewards.py
+    +reward.custom_reward_function.reward_kwargs.url=http://localhost:8000
 
-OpenRLHF needs no file: --remote_rm_url 'http://localhost:8000/v1/score?empty=-10&end=</s>'
+OpenRLHF needs no file: --reward.remote_url 'http://localhost:8000/v1/score?empty=-10&end=</s>'
 
 Rewards are logits. An empty response gets -10.
 """

@@ -2,23 +2,33 @@
 
 verl loads this file and calls `compute_score` with keywords:
 
-    custom_reward_function.path=examples/verl_reward.py
-    +custom_reward_function.reward_kwargs.run=runs/mine
+    reward.custom_reward_function.path=examples/verl_reward.py
+    +reward.custom_reward_function.reward_kwargs.run=runs/mine
+    reward.num_workers=1
 
-verl does not pass the prompt. So `extra_info` of each row must hold `prompt` (a text, or messages) and `user_id` (None
-for the generic user); it may hold `user_text`. Rewards are logits. An empty response gets -10.
+Each of verl's reward workers, 8 by default, loads the run. verl does not pass the prompt, so `extra_info` of each row
+must hold `prompt` (a text, or messages) and `user_id` (None for the generic user); it may hold `user_text`. Rewards are
+logits. An empty response gets -10.
 """
 
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from policy.rewards.adapters import trl_reward
 from prm import Scorer
 
+_lock = Lock()  # verl calls from several threads, and `cache` alone would load the run in each
+
 
 @cache
-def _reward(run: str) -> Any:
+def _load(run: str) -> Any:
     return trl_reward(Scorer.from_pretrained(run))
+
+
+def _reward(run: str) -> Any:
+    with _lock:
+        return _load(run)
 
 
 def compute_score(

@@ -165,11 +165,17 @@ def _parts(job: Job, found: Sorted, group: int) -> Iterator[pa.RecordBatch]:
         size = sum(batch.nbytes for batch in _chosen(job, found, group, (parts, i), (1, 0))) if parts > 1 else 0
         pieces = max(1, size // _PART_BYTES)
         for j in range(pieces):
-            texts = pa.Table.from_batches(_chosen(job, found, group, (parts, i), (pieces, j)), TEXTS).combine_chunks()
-            for batch in texts.to_batches():  # one, or none
-                users = batch.column("user").dictionary_encode().indices.fill_null(-1)
-                columns = [users, *(batch.column(name) for name in ("key_low", "key_high", "prompt_hash"))]
-                yield batch.take(pa.array(np.lexsort([column.to_numpy() for column in columns])))
+            yield from _sorted(_chosen(job, found, group, (parts, i), (pieces, j)))
+
+
+def _sorted(texts: Iterable[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The texts as one batch, or none; apart, so that those in another order are not kept in memory."""
+    found = []
+    for batch in pa.Table.from_batches(texts, TEXTS).combine_chunks().to_batches():
+        users = batch.column("user").dictionary_encode().indices.fill_null(-1)
+        columns = [users, *(batch.column(name) for name in ("key_low", "key_high", "prompt_hash"))]
+        found.append(batch.take(pa.array(np.lexsort([column.to_numpy() for column in columns]))))
+    return found
 
 
 def _chosen(
@@ -180,7 +186,8 @@ def _chosen(
         with opened(path) as reader:
             batch = reader.get_batch(group)
         prompt, key = (batch.column(name).to_numpy() for name in ("prompt_hash", "key_low"))
-        yield batch.filter(pa.array((prompt // job.groups % prompts[0] == prompts[1]) & (key % keys[0] == keys[1])))
+        chosen = (prompt // job.groups % prompts[0] == prompts[1]) & (key % keys[0] == keys[1])
+        yield batch if chosen.all() else batch.filter(pa.array(chosen))
 
 
 def _changes(texts: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:

@@ -67,7 +67,7 @@ class ScoreReply(BaseModel):
 
 
 class QueryBody(OpenBody):
-    """The rows of OpenRLHF's `--remote_rm_url`.
+    """The rows of OpenRLHF's `--reward.remote_url`.
 
     A query is one text: the prompt in the policy's chat template, which is the row of `prompts`, and the response. A
     label is a JSON object, or its text, with `prompt`, which the reward model reads in its own template, and `user_id`,

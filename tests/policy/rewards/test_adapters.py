@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,24 @@ def test_verl_calls_by_keyword(run: Path, scorer: Scorer) -> None:
     assert compute_score(**{**given, "solution_str": ""}, extra_info=extra) == EMPTY
     with pytest.raises(KeyError, match="user_id"):
         compute_score(**given, extra_info={"prompt": "why?"})
+
+
+def test_threads_of_a_trainer_load_one_model(run: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]) -> None:
+    """verl and OpenRLHF call for each response, from threads: the first calls come at once."""
+    monkeypatch.setenv("PRM_RUN", str(run))
+    monkeypatch.setenv("PRM_END", "<|end|>")
+    verl, openrlhf = loaded("verl_reward.py").compute_score, loaded("openrlhf_reward.py").reward_func
+    extra = {"prompt": "why?", "user_id": "anna"}
+    calls: list[Callable[[], object]] = [
+        lambda: verl("mine", ANSWERS[0], "", extra, run=str(run)),
+        lambda: openrlhf([f"? {ANSWERS[0]}"], ["? "], [json.dumps(extra)]),
+    ]
+    for call in calls:
+        loads.clear()
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(call) for _ in range(4)]
+        assert [future.exception() for future in futures] == [None] * 4
+        assert len(loads) == 1
 
 
 def test_openrlhf_calls_with_queries_prompts_and_labels(
