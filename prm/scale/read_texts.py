@@ -8,10 +8,7 @@ texts these would fill hundreds of gigabytes, and be read back in random order.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-<<<<<<< HEAD
 from itertools import pairwise
-=======
->>>>>>> rayfeat
 from pathlib import Path
 from typing import NamedTuple
 
