@@ -1,7 +1,7 @@
 """Memory in fresh processes: of scoring, of a million users beyond one, and of runs beyond one backbone.
 
 `python -m benchmarks.memory PART ARGUMENTS` measures one part (Linux only: from /proc) and prints it as JSON.
-`python -m benchmarks.memory posteriors smollm2-135m 1000000 64 3` saves and opens a million users of `bayes` with 64
+`python -m benchmarks.memory posteriors smollm2-135m 1000000 64 24` saves and opens a million users of `bayes` with 64
 directions and 3 columns each on average, and estimates what a hundred million would take.
 """
 
@@ -34,7 +34,10 @@ from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
 
 _SCORED = 100  # users of the million, spread over all rows
-_RANK, _COLUMNS = 64, 3  # of their posteriors: the default, and about what benchmarks/compact_posterior.py finds
+_RANK, _COLUMNS = (
+    64,
+    24,
+)  # of their posteriors: the default, and the mean that benchmarks/compact_posterior.py finds for Jester
 _ESTIMATED = 100_000_000  # users
 _REPEATS = 3  # of opening, of which the fastest counts
 _SIDES = words(30), words(8)  # preferred by one user, and by the other
