@@ -40,7 +40,6 @@ from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import arguments_or_default
 from prm.training.trainers.python_trainer import ComputeMetrics, PythonTrainer, folder_for, with_callers
 from prm.training.trainers.reward_trainer import terms_of
-from prm.training.trainers.sharding import is_sharded
 from prm.training.trainers.step_trainer import build_trainer, run_trainer
 from prm.training.trainers.train_datasets import TrainerData
 from prm.training.trainers.trainer_setting import refuse_callbacks
@@ -139,12 +138,12 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
             optimizers,
             peft_config,
         )
-        self.is_fsdp_enabled = is_sharded()
+        self.is_fsdp_enabled = self._shards
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does; FSDP is hidden until the trainer is built, or TRL would load a reference of its own."""
         super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled = False
+        self._shards, self.is_fsdp_enabled = self.is_fsdp_enabled, False
 
     def prepared(
         self,

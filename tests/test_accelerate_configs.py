@@ -13,9 +13,10 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from prm.checks import built
 from prm.cli.arguments import build_parser
-from prm.config import TrainConfig
+from prm.config import DataConfig, TrainConfig
 from prm.errors import PrmError
 from prm.training.trainers.sharding import is_sharded, refuse_launch
+from prm.training.work_folder import open_work_folder
 from tests.paths import ROOT
 
 FILES = sorted((ROOT / "configs" / "accelerate").iterdir())
@@ -76,6 +77,18 @@ def test_fsdp2_is_as_the_runs_need_it() -> None:
         assert not plugin.activation_checkpointing
         with pytest.raises(PrmError, match="PPO does not shard its weights"):
             refuse_launch("PPO", shards=False)
+
+
+def test_a_run_is_not_resumed_with_fsdp_switched_on(tmp_path: Path) -> None:
+    """Its optimiser's state is in other files."""
+    data, target = DataConfig("log.jsonl"), tmp_path / "run"
+    config = TrainConfig(str(target), data=data, train="lora")
+    open_work_folder(target, config, "data")
+    open_work_folder(target, config, "data")
+    _, environment = launched(ROOT / "configs/accelerate/8-gpus-fsdp2.yaml")
+    switched = {name: value for name, value in environment.items() if "FSDP" in name}
+    with patch_environment(**switched), pytest.raises(PrmError, match=r"an unfinished run .*FSDP"):
+        open_work_folder(target, config, "data")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ whose worker or node died is sent to another one: its result comes once, whoever
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -118,7 +118,8 @@ def gpus(device: str | None) -> int:
 def connected() -> Iterator[None]:
     """Connect to Ray within the block, unless it is connected.
 
-    The environment variable `RAY_ADDRESS` names the cluster; without it Ray is started on this machine.
+    The environment variable `RAY_ADDRESS` names the cluster; without it Ray is started on this machine. Raises
+    `PrmError` if there is no cluster, or one of another version.
     """
     import ray
 
@@ -129,7 +130,11 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, other programs would leave workers no time
     here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **here)
+    try:
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **here)
+    except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PrmError(f"no Ray at {address!r} (RAY_ADDRESS): {said}") from None
     try:
         yield
     finally:
@@ -150,13 +155,16 @@ class _Pool(Generic[T, Texts, Read]):
         import ray
 
         self._ray = ray
-        cpus, cards = int(ray.cluster_resources().get("CPU", 1)), gpus(device)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, cards = sum(int(node.get("CPU", 0)) for node in nodes), gpus(device)
         self._size = workers or cards or max(1, cpus)
-        largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        threads = max(1, min(largest, cpus // self._size))  # a worker is on one machine
+        share = 1 / max(1, -(-self._size // cards)) if cards else 0.0  # of a GPU
+        threads, room = room_for(self._size, share, nodes)
+        if room < self._size:
+            logger.warning("Ray has room for %d of %d workers: the others wait for CPUs or GPUs", room, self._size)
         self._arguments = (load, threads)
         # Ray restarts no worker by itself, and calls no method again: the queue does both
-        options = {"num_cpus": threads, "num_gpus": min(1.0, cards / self._size), "max_restarts": 0}
+        options = {"num_cpus": threads, "num_gpus": share, "max_restarts": 0}
         self._actor = ray.remote(**options)(Worker)
         self._busy: dict[object, _Busy[T, Texts]] = {}
         self._given_back: list[Task[T, Texts]] = []
@@ -227,6 +235,23 @@ class _Pool(Generic[T, Texts, Read]):
         """The error of a worker's own code."""
         cause = getattr(error, "cause", None)
         return cause if isinstance(cause, PrmError) else error
+
+
+def room_for(workers: int, gpu: float, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """(threads of a worker, number of workers that have room): as many threads as let all workers run at once.
+
+    Args:
+        gpu: a worker's share of a GPU; 0 on CPUs.
+        nodes: resources of each machine, on one of which a worker must find both.
+    """
+
+    def room(threads: int) -> int:
+        on_gpus = [int(node.get("GPU", 0)) * round(1 / gpu) if gpu else workers for node in nodes]
+        return sum(min(int(node.get("CPU", 0)) // threads, n) for node, n in zip(nodes, on_gpus, strict=True))
+
+    most = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    threads = next((threads for threads in range(most, 1, -1) if room(threads) >= workers), 1)
+    return threads, room(threads)
 
 
 def send(worker: _Actor, texts: object) -> object:

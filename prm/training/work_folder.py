@@ -17,6 +17,7 @@ from prm.io.disk import make_folder, remove
 from prm.io.folders import NOTE, discard_work, publish, work_folder, working_in
 from prm.io.tables import write_json
 from prm.models.backbones import processes
+from prm.training.trainers.sharding import is_sharded
 
 STALE = (
     "evaluation*",
@@ -47,21 +48,24 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 class Started(TypedDict):
-    """What identifies an unfinished run: settings, data, number of processes and earlier run."""
+    """What identifies an unfinished run: settings, data, processes and earlier run."""
 
     config: dict[str, object]
     data: str
     processes: int
     start_from: NotRequired[str]
+    sharded: NotRequired[bool]
 
 
 def settings_and_data(config: RunConfig, data_fingerprint: str) -> Started:
-    """What identifies an unfinished run: settings, data, number of processes and earlier run."""
+    """What identifies an unfinished run: settings, data, processes and earlier run."""
     started: Started = {
         "config": config.to_dict() | {"overwrite": None},
         "data": data_fingerprint,
         "processes": processes().num_processes,  # the order of pairs depends on it
     }
+    if is_sharded():  # the optimiser's state is in other files
+        started["sharded"] = True
     if config.start_from:
         started["start_from"] = checkpoints.digest(Path(config.start_from))
     return started
@@ -77,7 +81,7 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
     if processes().is_main_process:
         note, day = _read_note(work)
         if note is not None and note != started and not config.overwrite:
-            keys = differing(note["config"], started["config"]) or ["the data, or the number of processes"]
+            keys = differing(note["config"], started["config"]) or ["the data, the number of processes, or FSDP"]
             raise PrmError(
                 f"{work} holds an unfinished run with other settings or data ({', '.join(keys)}); finish it with "
                 "those, delete the folder, or set 'overwrite: true'"

@@ -60,10 +60,21 @@ def refuse_launch(what: str, shards: bool) -> None:
 
 
 @torch.no_grad()
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All trained parameters by name, whole. Every process must call it if they are sharded."""
+def trained_weights(model: nn.Module, here: bool) -> dict[str, Tensor]:
+    """All trained parameters by name, whole; those that are sharded on the CPU, or no GPU would have room for all.
+
+    Every process must call it if they are sharded.
+
+    Args:
+        here: whether this is the process that saves; others get nothing.
+    """
     _reshard(model)
-    return {name: _whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach()
+            found |= {name: whole} if here else {}
+    return found
 
 
 @torch.no_grad()
@@ -110,7 +121,3 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

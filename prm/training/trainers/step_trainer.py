@@ -111,7 +111,8 @@ class StateTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        state = trained_weights(cast(nn.Module, self.accelerator.unwrap_model(self.model)))
+        model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
+        state = trained_weights(model, here=self.args.should_save)
         if self.args.should_save:
             folder = Path(cast(str, output_dir or self.args.output_dir))
             make_folder(folder)

@@ -278,6 +278,38 @@ def texts_by_store(shards: set[Path]) -> list[int]:
     return list(counts.values())
 
 
+@pytest.mark.parametrize(
+    ("workers", "share", "nodes", "threads", "room"),
+    [
+        (2, 0.0, [(0, 0), (1, 0), (1, 0)], 1, 2),
+        (2, 0.0, [(16, 0), (4, 0)], 8, 2),
+        (20, 0.0, [(16, 0), (4, 0)], 1, 20),
+        (8, 1.0, [(8, 0), (96, 8)], 12, 8),
+        (1, 1.0, [(64, 0), (8, 1)], 8, 1),
+        (3, 0.5, [(8, 2)], 2, 4),
+        (8, 1.0, [(4, 8)], 1, 4),
+        (5, 0.0, [(2, 0)], 1, 2),
+    ],
+)
+def test_workers_have_no_more_threads_than_all_of_them_find_on_the_machines(
+    workers: int, share: float, nodes: list[tuple[int, int]], threads: int, room: int
+) -> None:
+    """CPUs of a machine without GPUs are of no use to a worker on a GPU: one that asks for them never comes up."""
+    resources = [{"CPU": cpus, "GPU": cards} if cards else {"CPU": cpus} for cpus, cards in nodes]
+    assert ray_engine.room_for(workers, share, resources) == (threads, room)
+
+
+def test_a_cluster_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0")
+
+    monkeypatch.setenv("RAY_ADDRESS", "ray.internal:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(PrmError, match=r"ray\.internal:6379.* Version mismatch"), ray_engine.connected():
+        pass
+
+
 def test_without_ray_the_error_says_what_to_install(
     run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
