@@ -147,12 +147,14 @@ def saved_posteriors(backbone: str, people: int, rank: int = _RANK, columns: int
             users.basis.normal_(generator=draw)
             users.means[1:].normal_(generator=draw)
             count = torch.randint(2 * columns + 1, (people,), generator=draw)
-            vectors = 0.1 * torch.rand(int(count.sum()), rank, generator=draw)
-            users.factors.set(torch.arange(1, people + 1), vectors, count)
+            users.factors.make_room(int(count.sum()))
+            users.factors.vectors.uniform_(0.0, 0.1, generator=draw)
+            users.factors.count[1:] = count
+            users.factors.first.copy_(users.factors.count.cumsum(0) - users.factors.count)
         folder = Path(parent) / "run"
         folder.mkdir()
         checkpoints.save(checkpoint, folder, {})
-        del checkpoint, users, vectors
+        del checkpoint, users
         yield folder
 
 

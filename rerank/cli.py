@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prm.checks import built
 from prm.cli.arguments import add_engine, run_command
+from prm.cli.commands import refuse_flags_of_engines
 from prm.cli.parsing import Parser
 from prm.errors import DataError, PrmError, counted
 from prm.io.endpoint import EndpointError, is_url
@@ -121,8 +122,7 @@ def rerank_command(args: Namespace) -> None:
     if args.engine is not None:
         _rank_files(args, strategy, sampling)
         return
-    if args.workers is not None:
-        raise PrmError("--workers goes with --engine ray")
+    refuse_flags_of_engines(args)
     rows = rank_requests(args, read_requests(args), sampling, strategy)
     if args.output:
         write_jsonl(args.output, rows)

@@ -42,6 +42,7 @@ USED: dict[str, set[str]] = {
         "_issue_warnings_after_load",
         "_load_best_model",
         "_load_from_checkpoint",
+        "_load_optimizer_and_scheduler",
         "_save",
         "_save_checkpoint",
         "_save_optimizer_and_scheduler",

@@ -120,6 +120,8 @@ def _add_reading_engine(parser: Parser) -> None:
 def add_engine(parser: Parser) -> None:
     """Add the flags that score files of any size."""
     _add_workers(parser, "score files of any size, and go on after a kill: 'local' on this machine, 'ray' on a cluster")
+    bad = "with --engine: stop at the first bad row, or skip bad rows, which get no reward but an 'error'"
+    parser.add_argument("--on_bad_row", choices=["stop", "skip"], default="stop", help=f"{bad} (default: stop)")
 
 
 def _add_workers(parser: Parser, engine: str, default: str | None = None) -> None:

@@ -24,6 +24,7 @@ from prm.io.run_files import read_group, read_run, result_file
 from prm.io.tables import read_rows, require_log, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
+from prm.scale.ray_engine import require_ray
 from prm.scale.requests import parse_request, scored_row
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.early_checks import check_early, read_early, refuse_finished, refuse_workers
@@ -57,7 +58,9 @@ def train_command(config: TrainConfig, args: Namespace) -> None:
 
 
 def _refuse_flags_of_ray(args: Namespace) -> None:
-    """Raise `PrmError` for flags of Ray's workers without Ray."""
+    """Raise `PrmError` for flags of Ray's workers without Ray, and if it is not installed."""
+    if args.engine == "ray":
+        require_ray()
     for flag in ("workers", "device"):
         if getattr(args, flag) is not None and args.engine != "ray":
             raise PrmError(f"--{flag} goes with --engine ray")
@@ -230,8 +233,7 @@ def score_command(args: Namespace) -> None:
     if args.engine is not None:
         _score_files(args)
         return
-    if args.workers is not None:
-        raise PrmError("--workers goes with --engine ray")
+    refuse_flags_of_engines(args)
     requests: Sequence[tuple[int, Mapping[str, object]]]
     if args.input is None:
         request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
@@ -263,6 +265,14 @@ def score_command(args: Namespace) -> None:
             print(f"{reward:9.4f}  {response}")
 
 
+def refuse_flags_of_engines(args: Namespace) -> None:
+    """Raise `PrmError` for flags of `--engine` without it."""
+    if args.workers is not None:
+        raise PrmError("--workers goes with --engine ray")
+    if args.on_bad_row != "stop":
+        raise PrmError(f"--on_bad_row {args.on_bad_row} goes with --engine")
+
+
 def _score_files(args: Namespace) -> None:
     """Score files of any size into a folder of shards."""
     if args.input is None or args.output is None:
@@ -270,7 +280,16 @@ def _score_files(args: Namespace) -> None:
     _refuse_missing(args)
     from prm.scale.score_files import score_files
 
-    score_files(args.run, args.input, args.output, args.engine, args.backbone, args.device, args.workers)
+    score_files(
+        args.run,
+        args.input,
+        args.output,
+        args.engine,
+        args.backbone,
+        args.device,
+        args.workers,
+        on_bad_row=args.on_bad_row,
+    )
 
 
 def score_rows(
@@ -289,7 +308,7 @@ def score_rows(
         except PrmError as error:
             raise DataError(f"{origin}, line {number}: {error}") from None
         parsed.append(asked)
-    flat = [(prompt, response, user, text) for prompt, responses, user, text in parsed for response in responses]
+    flat = [(a.prompt, response, a.user, a.user_text) for a in parsed for response in a.responses]
     prompts, all_responses, users, texts = zip(*flat, strict=True)
     rewards = iter(scorer.score_batch(prompts, all_responses, users, texts).tolist())
     for (_, row), asked in zip(requests, parsed, strict=True):

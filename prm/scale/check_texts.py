@@ -48,11 +48,15 @@ class Checker:
         """The part of the user's text that is read before the prompt."""
         return asked.user_text if self._reads_text else ""
 
-    def texts(self, rows: Sequence[tuple[Row, Asked]]) -> list[Text]:
-        """The texts of all responses, in order. Raises `DataError` naming the row of the first that does not fit."""
-        texts, origins = list[Text](), list[str]()
+    def texts(self, rows: Sequence[tuple[Row, Asked]], skips: bool = False) -> tuple[list[Text], dict[int, str]]:
+        """The texts of all responses, in order, and what is wrong with rows that are skipped, by place in `rows`.
+
+        Args:
+            skips: whether rows with a text that does not fit are skipped. Otherwise `DataError` names the first.
+        """
+        texts, places, faults = list[Text](), list[int](), dict[int, str]()
         prompts: dict[tuple[str, str], bytes] = {}
-        for row, asked in rows:
+        for place, (_, asked) in enumerate(rows):
             before = prompt_key(asked.prompt), self.text_read(asked)
             if (digest := prompts.get(before)) is None:
                 digest = prompts[before] = _digest(*(_digest(part.encode(*_ANY)) for part in before))
@@ -60,22 +64,32 @@ class Checker:
             for response in asked.responses:
                 key = _digest(digest, user, response.encode(*_ANY))[:16]
                 texts.append(Text(digest[:8], key, asked, response))
-                origins.append(row.origin)
-        self._check(texts, origins)
-        return texts
+                places.append(place)
+        wrong = self._wrong(texts)
+        for text, place in zip(texts, places, strict=True):
+            if text.key not in wrong:
+                continue
+            fault = f"{rows[place][0].origin}: {wrong[text.key]}"
+            if not skips:
+                raise DataError(fault)
+            faults.setdefault(place, fault)
+        return [text for text, place in zip(texts, places, strict=True) if place not in faults], faults
 
-    def _check(self, texts: Sequence[Text], origins: Sequence[str]) -> None:
+    def _wrong(self, texts: Sequence[Text]) -> dict[bytes, PrmError]:
+        """What is wrong with those that do not fit, by key."""
         if len(self._fits) > _KEPT_KEYS:
             self._fits.clear()
         new = {text.key: i for i, text in reversed([*enumerate(texts)]) if text.key not in self._fits}
         fits = self._fitting([texts[i] for i in new.values()])
-        for i in sorted(i for key, i in new.items() if key not in fits):  # perhaps after its prompt is cut
-            _, _, asked, response = texts[i]
+        wrong: dict[bytes, PrmError] = {}
+        for key in new.keys() - fits:  # perhaps after its prompt is cut
+            _, _, asked, response = texts[new[key]]
             try:
                 self._encoder.encode(asked.prompt, response, 0, self.text_read(asked))
             except PrmError as error:
-                raise DataError(f"{origins[i]}: {error}") from None
-        self._fits |= new.keys()
+                wrong[key] = error
+        self._fits |= new.keys() - wrong.keys()
+        return wrong
 
     def _fitting(self, texts: Sequence[Text]) -> set[bytes]:
         """Keys of those that fit as they are; each prompt, response and user's text is tokenised once, most at once."""

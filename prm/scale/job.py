@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST, WORK = "_manifest.json", "_work"  # readers of Parquet folders skip names that begin with "_"
-_FORMAT = 2  # of the work files, and of how texts are cut into lots, parts and tasks
+_FORMAT = 3  # of the work files, and of how texts are cut into lots, parts and tasks
 _GROUP_BYTES = 1 << 24  # of input: the texts of a group are in memory at once
 _MOST_GROUPS = 4096
 ROW_BYTES, _PACKED = 256, 8  # a guess of a row's bytes in Parquet, and of how much smaller a packed file is
 _SHARD_ROWS = 8192
+ERROR = "error"  # the column that says why a row was skipped
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Job:
         inputs: the files of rows, in order.
         groups: number of groups that texts are sorted into.
         shard_rows: rows of an output shard, at most.
+        skips: whether bad rows are skipped: in the output they have no reward, but an `error`.
         key: digest of all that the output depends on; every file that the job writes holds it.
     """
 
@@ -70,6 +72,7 @@ class Job:
     inputs: tuple[Path, ...]
     groups: int
     shard_rows: int
+    skips: bool
     key: str
     record: Mapping[str, object] = field(repr=False)
 
@@ -88,10 +91,11 @@ class Job:
         shards = self.record.get("shards")
         return isinstance(shards, list) and all(self.shard(i).exists() for i in range(len(shards)))
 
-    def finish(self, shards: Sequence[int], texts: int) -> None:
-        """Write the manifest of the finished job: its shards with their numbers of rows, and the texts read."""
+    def finish(self, shards: Sequence[int], texts: int, skipped: int) -> None:
+        """Write the manifest of the finished job: its shards with their numbers of rows, and what was read of them."""
         listed = [{"file": self.shard(i).name, "rows": rows} for i, rows in enumerate(shards)]
-        write_json(self.folder / MANIFEST, {**self.record, "rows": sum(shards), "texts": texts, "shards": listed})
+        found = {"rows": sum(shards), "texts": texts, "skipped": skipped, "shards": listed}
+        write_json(self.folder / MANIFEST, {**self.record, **found})
 
 
 def input_files(pattern: str) -> tuple[Path, ...]:
@@ -114,13 +118,20 @@ def input_files(pattern: str) -> tuple[Path, ...]:
 
 
 def open_job(
-    folder: Path, run: Path, backbone: str | None, inputs: Sequence[Path], name: str, shard_rows: int = 0
+    folder: Path,
+    run: Path,
+    backbone: str | None,
+    inputs: Sequence[Path],
+    name: str,
+    shard_rows: int = 0,
+    skips: bool = False,
 ) -> Job:
     """Begin a job in an empty or new folder, or go on with it.
 
     Args:
         name: `Result.name`.
         shard_rows: rows of a shard; 8,192 if 0.
+        skips: as of `Job`.
 
     Raises `PrmError` for a folder that holds something else, or scores of another run, other input or another command.
     """
@@ -134,6 +145,7 @@ def open_job(
         "groups": groups_for(size),
         "shard_rows": shard_rows or _SHARD_ROWS,
     }
+    name += ", bad rows skipped" if skips else ""
     identity = {"command": name, "run": digest_of_run(run), "input": [f["digest"] for f in files], **layout}
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     record: dict[str, object] = {"job": key, "command": name, "run": str(run), "run_digest": identity["run"]}
@@ -146,7 +158,7 @@ def open_job(
     make_folder(folder)
     if not manifest.exists():
         write_json(manifest, record)
-    return Job(folder, run, backbone, tuple(inputs), layout["groups"], layout["shard_rows"], key, record)
+    return Job(folder, run, backbone, tuple(inputs), layout["groups"], layout["shard_rows"], skips, key, record)
 
 
 def groups_for(size: int) -> int:

@@ -8,11 +8,13 @@ whose worker or node died is sent to another one: its result comes once, whoever
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from prm.errors import PrmError
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _DEATHS = 3  # workers that may die of one task, or one after the other before one has read anything
 _PATIENCE = 60.0  # seconds without a worker before that is said
+_ANSWER = 20.0  # seconds for the machine of a cluster to take a connection
 _OBJECT_STORE = 256 << 20  # bytes of shared memory, for a Ray that is started here; tasks are a few megabytes
 
 T = TypeVar("T")
@@ -131,6 +134,7 @@ def connected() -> Iterator[None]:
     here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
+        _knock(address)  # Ray would try for minutes
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **here)
     except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
         said = next(iter(str(error).splitlines()), type(error).__name__)
@@ -139,6 +143,13 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` or `ValueError` if an address with a host and a port takes no connection."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_ANSWER).close()
 
 
 class _Busy(NamedTuple, Generic[T, Texts]):

@@ -11,12 +11,16 @@ ADDED = ("reward", "rewards", "known_user")  # by `scored_row`
 
 
 class Asked(NamedTuple):
-    """Responses to score; `user` is `None` for the generic user, `user_text` is the user's text or ""."""
+    """Responses to score; `user` is `None` for the generic user, `user_text` is the user's text or "".
+
+    `fault` says what is wrong with a row that is skipped; it then has no responses.
+    """
 
     prompt: Prompt
     responses: list[str]
     user: str | None
     user_text: str
+    fault: str = ""
 
 
 def parse_request(row: Mapping[str, object]) -> Asked:

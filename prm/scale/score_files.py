@@ -15,7 +15,7 @@ from prm.io.interrupts import resumable
 from prm.models.backbone_paths import from_anywhere
 from prm.models.backbones import device_named
 from prm.scale.check_texts import Checker
-from prm.scale.job import MANIFEST, Job, Result, input_files, open_job, refuse_other_shards
+from prm.scale.job import ERROR, MANIFEST, Job, Result, input_files, open_job, refuse_other_shards
 from prm.scale.ray_engine import Task, read_with_ray, require_ray
 from prm.scale.read_texts import Read, read_texts, read_with, reader_of
 from prm.scale.requests import parse_request, scored_row
@@ -26,6 +26,7 @@ from prm.scoring.scorer import Scorer
 logger = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
+OnBadRow = Literal["stop", "skip"]
 
 
 def score_files(
@@ -38,6 +39,7 @@ def score_files(
     workers: int | None = None,
     result: Result | None = None,
     shard_rows: int = 0,
+    on_bad_row: OnBadRow = "stop",
 ) -> Path:
     """Score all rows of the files; returns the folder of the shards. A killed job goes on where it was.
 
@@ -53,16 +55,17 @@ def score_files(
         workers: of Ray, one for each GPU or else each CPU if not given.
         result: what becomes of the rewards; columns `rewards` (or `reward`) and `known_user` if not given.
         shard_rows: rows of a shard; 8,192 if 0.
+        on_bad_row: `skip` gives bad rows no reward, but an `error`, a column that says what is wrong.
 
-    Raises `DataError` naming file and row for a bad row, before any text is read, and `PrmError` for a folder that
-    holds something else.
+    Raises `DataError` naming file and row for the first bad row, before any text is read, if none is skipped, and
+    `PrmError` for a folder that holds something else.
     """
     result, folder = result or SCORES, Path(output).expanduser()
     inputs = input_files(pattern)
     read = _engine(engine, run, backbone, device, workers)
     make_folder(folder.parent)
     with working_in(folder) as real, resumable((folder / MANIFEST).exists):
-        job = open_job(real, Path(run), backbone, inputs, result.name, shard_rows)
+        job = open_job(real, Path(run), backbone, inputs, result.name, shard_rows, on_bad_row == "skip")
         if job.is_done:
             remove(job.work)  # a kill may have left it
             logger.info("%s is done already", folder)
@@ -76,12 +79,14 @@ def _run(job: Job, result: Result, read: Read) -> None:
     found = sort_texts(job, result, checker)
     refuse_other_shards(job, len(found.portions))
     rewards = read_texts(job, found, read)
-    write_shards(job, result, checker, found, rewards)
+    skipped = write_shards(job, result, checker, found, rewards)
     shards, texts = zip(*found.portions, strict=True)
-    job.finish(shards, sum(texts))
+    job.finish(shards, sum(texts), skipped)
     remove(job.work)
     what = f"{counted(sum(shards), 'row')} with {counted(sum(texts), 'response')}"
     logger.info("%s: %s in %s", job.folder, what, counted(len(shards), "shard"))
+    if skipped:
+        logger.warning("%s: %s not scored; column %r says why", job.folder, counted(skipped, "row"), ERROR)
 
 
 def _engine(engine: Engine, run: str, backbone: str | None, device: str | None, workers: int | None) -> Read:

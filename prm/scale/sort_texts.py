@@ -19,8 +19,8 @@ from prm.errors import DataError, PrmError
 from prm.io.progress import progress
 from prm.io.rows import Row
 from prm.io.tables import plain, read_table, to_json
-from prm.scale.check_texts import Checker
-from prm.scale.job import Job, Result
+from prm.scale.check_texts import Checker, Text
+from prm.scale.job import ERROR, Job, Result
 from prm.scale.requests import Asked
 from prm.scale.work_files import about, opened, write_batches
 
@@ -76,7 +76,7 @@ class Sorted:
 def sort_texts(job: Job, result: Result, checker: Checker) -> Sorted:
     """Check all rows and write the work files that are missing.
 
-    Raises `DataError` naming file and row of the first bad one.
+    Raises `DataError` naming file and row of the first bad one, if the job skips none.
     """
     found, waiting = Sorted(groups=[0] * job.groups), portions(job, result)
     with progress(desc="checking rows", unit="row") as bar:
@@ -98,7 +98,7 @@ def portions(job: Job, result: Result) -> Iterator[list[tuple[Row, Asked]]]:
     rows, size = list[tuple[Row, Asked]](), 0
     for path in job.inputs:
         for row in read_table(str(path)):
-            asked = _parsed(row, result)
+            asked = _parsed(row, result, job.skips)
             rows.append((row, asked))
             size += sum(map(len, asked.responses)) + len(prompt_key(asked.prompt))
             if len(rows) == job.shard_rows or size > _SHARD_CHARACTERS:
@@ -108,11 +108,29 @@ def portions(job: Job, result: Result) -> Iterator[list[tuple[Row, Asked]]]:
         yield rows
 
 
+def faults_of(job: Job, found: Sorted) -> Iterator[dict[int, str]]:
+    """What is wrong with the texts of rows that are skipped, by place, of each portion in order."""
+    number = 0
+    for path in found.files:
+        described = _described(path, job)
+        shards, faults = described["portions"], described["faults"]
+        assert isinstance(shards, list)
+        assert isinstance(faults, list)
+        for _ in shards:
+            yield {place: fault for portion, place, fault in faults if portion == number}
+            number += 1
+
+
+def _described(path: Path, job: Job) -> dict[str, object]:
+    """What a work file says of its lot."""
+    if (described := about(path, job.key)) is None:
+        raise PrmError(f"{path} was removed while the job was running: start it again")
+    return described
+
+
 def _add(found: Sorted, path: Path, job: Job) -> None:
     """Take up what a work file says of its lot."""
-    described = about(path, job.key)
-    if described is None:
-        raise PrmError(f"{path} was removed while the job was running: start it again")
+    described = _described(path, job)
     with opened(path) as reader:
         found.columns = pa.ipc.read_schema(pa.py_buffer(reader.schema.metadata[_COLUMNS]))
     groups, shards = described["groups"], described["portions"]
@@ -157,14 +175,19 @@ def column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
         return pa.array(values).cast(kind, safe=False)
 
 
-def _parsed(row: Row, result: Result) -> Asked:
-    if row.values is None:
-        raise DataError(f"{row.origin}: {row.fault}")
+def _parsed(row: Row, result: Result, skips: bool) -> Asked:
+    if skips and (row.values or {}).get(ERROR) is not None:
+        raise DataError(f"{row.origin}: has a field {ERROR!r}, which the output adds: rename it, or leave it out")
     try:
+        if row.values is None:
+            raise DataError(row.fault)
         # in tables each row has all columns, those that it does not use without a value
         return result.parse({name: value for name, value in row.values.items() if value is not None})
     except PrmError as error:
-        raise DataError(f"{row.origin}: {error}") from None
+        fault = f"{row.origin}: {error}"
+        if not skips:
+            raise DataError(fault) from None
+        return Asked("", [], None, "", fault)
 
 
 def _write_lot(
@@ -172,27 +195,32 @@ def _write_lot(
 ) -> bool:
     """Write the next portions, up to the size of a lot; whether there were any."""
     tables, lot, columns = list[pa.RecordBatch](), list[Portion](), before.columns
-    while sum(table.nbytes for table in tables) < _LOT_BYTES and (rows := next(waiting, None)):
-        tables.append(_table(rows, checker, len(before.portions) + len(lot)))
-        lot.append(Portion(len(rows), len(tables[-1])))
+    faults, size = list[tuple[int, int, str]](), 0
+    while size < _LOT_BYTES and (rows := next(waiting, None)):
+        portion = len(before.portions) + len(lot)
+        texts, wrong = checker.texts(rows, job.skips)
+        tables.append(_table(texts, checker, portion))
+        faults += [(portion, place, fault) for place, fault in wrong.items()]
+        size += tables[-1].nbytes + sum(map(len, wrong.values()))
+        lot.append(Portion(len(rows), len(texts)))
         columns = _joined(columns, types_of(_columns([row for row, _ in rows])))
     if not tables:
         return False
     table = pa.Table.from_batches(tables).combine_chunks()
     group = (table["prompt_hash"].to_numpy() % job.groups).astype(np.int64)
-    (batch,) = table.take(np.argsort(group, kind="stable")).combine_chunks().to_batches()
+    batch = pa.concat_batches(table.take(np.argsort(group, kind="stable")).to_batches() or tables[:1])
     ends = np.bincount(group, minlength=job.groups).cumsum()
     batches = [batch.slice(start, end - start) for start, end in pairwise([0, *ends])]
     schema = TEXTS.with_metadata({_COLUMNS: columns.serialize().to_pybytes()})
     sizes = [batch.nbytes for batch in batches]
-    write_batches(path, schema, batches, {"job": job.key, "portions": lot, "groups": sizes})
+    write_batches(path, schema, batches, {"job": job.key, "portions": lot, "groups": sizes, "faults": faults})
     return True
 
 
-def _table(rows: Sequence[tuple[Row, Asked]], checker: Checker, portion: int) -> pa.RecordBatch:
-    """The texts of a portion. Raises `DataError` as `Checker.texts` does."""
-    texts, known = checker.texts(rows), checker.users
-    prompts = {id(asked): json.dumps(asked.prompt, ensure_ascii=False) for _, asked in rows}
+def _table(texts: Sequence[Text], checker: Checker, portion: int) -> pa.RecordBatch:
+    """The texts of a portion."""
+    known, asked = checker.users, {id(text.asked): text.asked for text in texts}
+    prompts = {one: json.dumps(request.prompt, ensure_ascii=False) for one, request in asked.items()}
     columns = [
         *np.frombuffer(b"".join(text.prompt_hash + text.key for text in texts), np.uint64).reshape(-1, 3).T,
         [prompts[id(text.asked)] for text in texts],

@@ -13,10 +13,10 @@ from prm.io.disk import write_whole
 from prm.io.progress import progress
 from prm.io.rows import Row
 from prm.scale.check_texts import Checker
-from prm.scale.job import Job, Result
+from prm.scale.job import ERROR, Job, Result
 from prm.scale.read_texts import Rewards
 from prm.scale.requests import Asked
-from prm.scale.sort_texts import Portion, Sorted, column, filled, portions
+from prm.scale.sort_texts import Portion, Sorted, column, faults_of, filled, portions
 from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -24,20 +24,34 @@ logger = logging.getLogger(__name__)
 _ABOUT = b"prm"
 
 
-def write_shards(job: Job, result: Result, checker: Checker, found: Sorted, rewards: Sequence[Path]) -> None:
-    """Write the shards that are missing, from the rewards in these work files.
+def write_shards(job: Job, result: Result, checker: Checker, found: Sorted, rewards: Sequence[Path]) -> int:
+    """Write the shards that are missing, from the rewards in these work files; the number of rows that were skipped.
 
     Raises `PrmError` if the input has changed since its texts were sorted.
     """
-    schema, known = _output_types(result, filled(found.columns)), Rewards(rewards, found)
+    schema, known = _output_types(job, result, filled(found.columns)), Rewards(rewards, found)
+    faults, skipped = faults_of(job, found), 0
     with progress(desc="writing shards", unit="shard", total=len(found.portions)) as bar:
-        for number, rows in enumerate(portions(job, result)):
+        for number, parsed in enumerate(portions(job, result)):
+            rows = _without(parsed, next(faults, {}))
+            skipped += sum(bool(asked.fault) for _, asked in rows)
             if number >= len(found.portions) or not _agrees(rows, found.portions[number]):
                 raise PrmError(f"{', '.join(map(str, job.inputs))}: changed while it was read; start again")
             if not _is_written(job, number, len(rows)):
                 values = iter(known.of(number).tolist())
                 _write(job, number, [_finished(result, checker.users, *row, values) for row in rows], schema)
             bar.update()
+    return skipped
+
+
+def _without(rows: Sequence[tuple[Row, Asked]], faults: Mapping[int, str]) -> Sequence[tuple[Row, Asked]]:
+    """The rows; those with a fault, by place, have no responses."""
+    if not faults:
+        return rows
+    return [
+        (row, asked._replace(responses=[], fault=faults[place]) if place in faults else asked)
+        for place, (row, asked) in enumerate(rows)
+    ]
 
 
 def _agrees(rows: Sequence[tuple[Row, Asked]], portion: Portion) -> bool:
@@ -47,14 +61,18 @@ def _agrees(rows: Sequence[tuple[Row, Asked]], portion: Portion) -> bool:
 def _finished(
     result: Result, users: UserIndex, row: Row, asked: Asked, rewards: Iterator[float]
 ) -> Mapping[str, object]:
-    """The output row, with as many of the rewards as it has responses."""
+    """The output row, with as many of the rewards as it has responses; or with what is wrong with it."""
+    if asked.fault:
+        return {**(row.values or {}), ERROR: asked.fault}
     own = [next(rewards) for _ in asked.responses]
     return result.finish(row.values or {}, asked, own, asked.user in users)
 
 
-def _output_types(result: Result, inputs: pa.Schema) -> pa.Schema:
+def _output_types(job: Job, result: Result, inputs: pa.Schema) -> pa.Schema:
     """The columns of the shards: the input's, and those that the command adds, in place of equal names."""
     added = result.columns(inputs.names)
+    if job.skips:
+        added = added.append(pa.field(ERROR, pa.string()))
     kept = [field for field in inputs if field.name not in {*added.names, *result.dropped}]
     return pa.schema([*kept, *added])
 

@@ -27,7 +27,17 @@ def rank_files(args: Namespace, strategy: Strategy, seed: int) -> None:
         raise PrmError(f"--engine ranks by {' or '.join(BY_REWARDS)}; leave it out for --strategy {args.strategy}")
     name = f"rerank --strategy {args.strategy}" + (f", seed {seed}" if strategy.name == "soft" else "")
     result = Result(name, _parse, partial(_finish, strategy, seed), partial(_columns, strategy), REPLACED)
-    score_files(args.run, args.input, args.output, args.engine, args.backbone, args.device, args.workers, result)
+    score_files(
+        args.run,
+        args.input,
+        args.output,
+        args.engine,
+        args.backbone,
+        args.device,
+        args.workers,
+        result,
+        on_bad_row=args.on_bad_row,
+    )
 
 
 def _request(row: Mapping[str, object]) -> Request:

@@ -1,7 +1,8 @@
 """Weights that FSDP2 shards over the processes: which launches are refused, how weights are read and written.
 
 Trained weights are kept whole in a checkpoint, as without sharding: the processes gather each of them, and the main one
-writes. The optimiser's state is written by `torch.distributed.checkpoint`, each process its own part.
+writes. Of the optimiser's state each process writes its own part; `torch.distributed.checkpoint`, which is accelerate's
+default, would unpickle it.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env, save_fsdp_optimizer
+from accelerate.utils import load_fsdp_optimizer, parse_flag_from_env, save_fsdp_optimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -113,7 +114,12 @@ def gather_weights(model: nn.Module, here: bool) -> None:
 
 def save_optimizer(accelerator: Accelerator, optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
     """Write the state of a sharded model's optimiser. Every process must call it."""
-    save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, model, str(folder))
+    save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, model, str(folder), use_dcp=False)
+
+
+def load_optimizer(accelerator: Accelerator, optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
+    """Read what `save_optimizer` wrote, by as many processes. Every process must call it."""
+    load_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, model, str(folder), use_dcp=False)
 
 
 def _reshard(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,11 +30,12 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prm.checkpoint.hub_model import HubModel
 from prm.config import OptimConfig, RunConfig
 from prm.io.disk import make_folder
+from prm.io.tables import parse_json, write_json
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.backbones import processes
 from prm.models.packing import can_pack
@@ -43,7 +45,14 @@ from prm.training.encoded_pairs import DatasetRow
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainers.progress_bar import training_bar
 from prm.training.trainers.resume import last_intact, seal, state_folder
-from prm.training.trainers.sharding import gather_weights, is_sharded, load_weights, save_optimizer, trained_weights
+from prm.training.trainers.sharding import (
+    gather_weights,
+    is_sharded,
+    load_optimizer,
+    load_weights,
+    save_optimizer,
+    trained_weights,
+)
 from prm.training.trainers.trainer_setting import passed_on
 
 logger = logging.getLogger(__name__)
@@ -52,6 +61,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 WEIGHTS = "model.safetensors"  # the file from which transformers resumes
+_SCHEDULE = "scheduler.json"  # of the rates, where weights are sharded
 
 
 class PaddedSampler(Sampler[int]):
@@ -125,7 +135,16 @@ class StateTrainer(Trainer):
         model, optimizer = cast(nn.Module, self.model), cast(Optimizer, self.optimizer)
         save_optimizer(self.accelerator, optimizer, model, Path(output_dir))
         if self.args.should_save:
-            torch.save(cast(LRScheduler, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            write_json(Path(output_dir) / _SCHEDULE, cast(LRScheduler, self.lr_scheduler).state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            model, optimizer = cast(nn.Module, self.model), cast(Optimizer, self.optimizer)
+            load_optimizer(self.accelerator, optimizer, model, Path(checkpoint))
+            schedule = parse_json((Path(checkpoint) / _SCHEDULE).read_text(encoding="utf-8"))
+            cast(LRScheduler, self.lr_scheduler).load_state_dict(cast(dict[str, object], schedule))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -257,6 +276,8 @@ def build_trainer(
     core = model.model if isinstance(model, HubModel) else model
     if is_sharded():
         can_pack(core.backbone)  # a test on a few tokens, which layers that are sharded must not read by themselves
+        if built.accelerator.distributed_type != DistributedType.FSDP and built.accelerator.is_main_process:
+            logger.warning("accelerate shards no weights on this device: every process trains the whole model (DDP)")
     built.optimizer, built.lr_scheduler = _optimizers(core, config, total)
     built.remove_callback(PrinterCallback)  # prints what is logged; `training_bar` shows it
     return built

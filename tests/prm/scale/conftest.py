@@ -27,6 +27,7 @@ class ScoredRow(TypedDict, total=False):
     rewards: list[float]
     reward: float
     known_user: bool
+    error: str
     ranking: list[dict[str, str | float]]
 
 

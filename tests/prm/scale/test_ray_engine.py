@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -303,11 +304,18 @@ def test_a_cluster_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch)
     def init(address: str, **_: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0")
 
-    monkeypatch.setenv("RAY_ADDRESS", "ray.internal:6379")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(PrmError, match=r"ray\.internal:6379.* Version mismatch"), ray_engine.connected():
-        pass
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PrmError, match=rf"{address}.* Version mismatch"), ray_engine.connected():
+            pass
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries for minutes where nothing answers"))
+    for named in (address, f"ray://{address}", "127.0.0.1:no port"):
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        with pytest.raises(PrmError, match=f"no Ray at '{named}'"), ray_engine.connected():
+            pass
 
 
 def test_without_ray_the_error_says_what_to_install(

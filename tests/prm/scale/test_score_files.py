@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,52 @@ def test_a_bad_row_is_named_before_anything_is_read(
     assert not loads
 
 
+@pytest.mark.parametrize("case", [case for case in BAD if case != "nothing"])
+def test_skipped_rows_say_what_is_wrong_and_change_no_other(
+    run_of: Callable[[str], Path], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a job that goes on, with a shard of bad rows alone, and in a job without a good row."""
+    monkeypatch.setattr("prm.scale.sort_texts._LOT_BYTES", 1)  # a portion in each
+    monkeypatch.setattr("prm.scale.job._GROUP_BYTES", 600)
+    rows, run, out = rows_to_score(8), run_of("linear"), tmp_path / "out"
+    bad, rewards = BAD[case][0].splitlines()[-1], iter(expected(run, rows))
+    good = iter(json.dumps(row) for row in rows)
+    lines = [bad if place in (2, 3, 4, 5, 9) else next(good) for place in range(13)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "none.jsonl").write_text(bad + "\n")
+
+    def score(out: Path, name: str = "a.jsonl") -> None:
+        score_files(str(run), str(tmp_path / name), str(out), device="cpu", shard_rows=3, on_bad_row="skip")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prm.scale.score_files.write_shards", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            score(out)
+    score(out)
+    for place, (line, row) in enumerate(zip(lines, written(out), strict=True)):
+        if line is bad:
+            assert (row["rewards"], row["known_user"]) == (None, None)
+            reason = BAD[case][1].split(".*")[-1] if ".*" in BAD[case][1] else ""
+            assert re.search(rf"a\.jsonl, line {place + 1}.*{reason}", row["error"])
+        else:
+            assert row["rewards"] == pytest.approx(next(rewards), abs=CLOSE)
+            assert row["error"] is None
+            assert row["place"] == json.loads(line)["place"]
+    assert json.loads((out / "_manifest.json").read_text())["skipped"] == 5
+    score(tmp_path / "none", "none.jsonl")
+    assert [row["known_user"] for row in written(tmp_path / "none")] == [None]
+    with pytest.raises(PrmError, match="bad rows skipped"):
+        score_files(str(run), str(tmp_path / "a.jsonl"), str(out), device="cpu", shard_rows=3)
+
+
+def test_what_was_wrong_elsewhere_is_not_written_over(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "why?", "response": "fox", "error": "a timeout"}])
+    job = str(run_of("linear")), str(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"line 1.*'error'"):
+        score_files(*job, str(tmp_path / "out"), device="cpu", on_bad_row="skip")
+    assert written(score_files(*job, str(tmp_path / "other"), device="cpu"))[0]["error"] == "a timeout"
+
+
 def test_another_job_in_the_same_folder_is_refused_by_name(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     rows, out = rows_to_score(8), str(tmp_path / "out")
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
@@ -391,6 +438,7 @@ def test_flags_that_do_not_go_together(
         ["--engine", "local", "--input", str(tmp_path), "--output", str(tmp_path / "o")],
         ["--engine", "local", "--input", str(tmp_path / "*.csv"), "--output", str(tmp_path / "o")],
         ["--workers", "2", "--input", path],
+        ["--on_bad_row", "skip", "--input", path],
     ):
         with pytest.raises(SystemExit) as stop:
             main(["score", run, *flags])

@@ -64,3 +64,10 @@ def test_a_row_without_responses_is_named(
     with pytest.raises(SystemExit):
         main([str(run_of("linear")), "--input", str(path), "--output", str(tmp_path / "out"), "--engine", "local"])
     assert f"{path}, line 5: 'responses' is missing" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*.parquet"))
+    job = [str(run_of("linear")), "--input", str(path), "--output", str(tmp_path / "skipped"), "--engine", "local"]
+    main([*job, "--on_bad_row", "skip"])
+    rows = pq.read_table(tmp_path / "skipped").to_pylist()
+    assert [len(row["ranking"] or ()) for row in rows] == [2, 2, 2, 2, 0]
+    assert [row["error"] for row in rows[:4]] == [None] * 4
+    assert f"{path}, line 5: 'responses'" in rows[4]["error"]
