@@ -12,6 +12,7 @@ from prm.cli.parsing import Parser
 from prm.errors import DataError, PrmError, counted
 from prm.io.endpoint import EndpointError, is_url
 from prm.io.tables import write_jsonl
+from prm.scale.ray_engine import require_ray
 from prm.scoring.user_warnings import warn_about_users
 from rerank.curves.commands import build_curve_parser, curve_command
 from rerank.pairs.commands import build_pairs_parser, pairs_command
@@ -145,6 +146,8 @@ def _rank_files(args: Namespace, strategy: Strategy, sampling: Sampling) -> None
     if args.n is not None or args.generator:
         raise PrmError("--engine ranks given responses, and samples none: leave out -n and --generator")
     refuse_missing_models(args, sampling)
+    if args.engine == "ray":
+        require_ray()
     from rerank.ranking.rank_files import rank_files
 
     rank_files(args, strategy, sampling.seed)

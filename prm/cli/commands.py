@@ -278,6 +278,8 @@ def _score_files(args: Namespace) -> None:
     if args.input is None or args.output is None:
         raise PrmError("--engine scores files into a folder: give --input FILES and --output FOLDER")
     _refuse_missing(args)
+    if args.engine == "ray":
+        require_ray()
     from prm.scale.score_files import score_files
 
     score_files(

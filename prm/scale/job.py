@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prm.checkpoint.checkpoint import digest as digest_of_run
 from prm.errors import DataError, PrmError, counted, some
 from prm.io.digests import digest
-from prm.io.disk import make_folder
+from prm.io.disk import make_folder, remove
 from prm.io.environment import environment
 from prm.io.lines import is_packed, unpacked_suffix
 from prm.io.missing import no_such
@@ -152,7 +152,7 @@ def open_job(
     record |= {"input": files, **layout, **environment()}
     manifest = folder / MANIFEST
     if manifest.exists():
-        record = _known(manifest, record)
+        record = _known_or_new(manifest, record)
     elif folder.exists() and (others := _names(folder)):
         raise PrmError(f"{folder} is not empty, and not a folder of scores: it holds {some(others)}; name another one")
     make_folder(folder)
@@ -181,6 +181,20 @@ def _unpacked_bytes(path: Path) -> int:
 def _names(folder: Path) -> list[str]:
     """What is in a folder, but for hidden files, which killed commands leave."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _known_or_new(manifest: Path, asked: dict[str, object]) -> dict[str, object]:
+    """As `_known`; another job is begun anew that ended before a text was read, as one with a bad row does."""
+    folder = manifest.parent
+    try:
+        return _known(manifest, asked)
+    except PrmError:
+        if any(folder.glob("*.parquet")) or any((folder / WORK).glob("rewards-*")):
+            raise
+    logger.info("%s: begun anew, as nothing had been scored there", folder)
+    remove(folder / WORK)
+    write_json(manifest, asked)
+    return asked
 
 
 def _known(manifest: Path, asked: Mapping[str, object]) -> dict[str, object]:

@@ -78,11 +78,14 @@ class Worker(Generic[Texts, Read]):
 
 
 def require_ray() -> None:
-    """Raise `PrmError` if Ray is not installed."""
+    """Raise `PrmError` if Ray is not installed, or nothing answers at `RAY_ADDRESS`; Ray would try for minutes."""
     try:
-        import ray  # noqa: F401
+        import ray
     except ImportError:
         raise PrmError("--engine ray needs Ray: pip install 'personalized-rm[ray]'") from None
+    if not ray.is_initialized() and (address := os.environ.get("RAY_ADDRESS")):
+        with _unreachable(address):
+            _knock(address)
 
 
 def read_with_ray(
@@ -133,16 +136,23 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, other programs would leave workers no time
     here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        _knock(address)  # Ray would try for minutes
+    with _unreachable(address):
+        _knock(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **here)
-    except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PrmError(f"no Ray at {address!r} (RAY_ADDRESS): {said}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _unreachable(address: str) -> Iterator[None]:
+    """Name the address in errors: there is no cluster, or one of another version."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PrmError(f"no Ray at {address!r} (RAY_ADDRESS): {said}") from None
 
 
 def _knock(address: str) -> None:

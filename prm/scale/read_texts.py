@@ -5,6 +5,7 @@ is a group, or a part of a large one; it is cut into tasks. Rewards are kept, no
 texts these would fill hundreds of gigabytes, and be read back in random order.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prm.data.comparison import Prompt
+from prm.errors import counted
 from prm.io.progress import progress, without_bars
 from prm.models.backbones import device_named
 from prm.scale.job import Job
@@ -24,9 +26,11 @@ from prm.scale.sort_texts import TEXTS, Sorted, unpacked_prompt
 from prm.scale.work_files import about, opened, write_batches
 from prm.scoring.scorer import Scorer
 
+logger = logging.getLogger(__name__)
+
 _TASKS = 512  # of a job, and more where these would have more texts than
 _TASK_TEXTS = 4096  # pairs of text and user, at most
-_LEAST_TEXTS = 128  # below which a task of a small job does not go: each is a file
+_LEAST_TEXTS = 32  # below which a task of a small job does not go: each is a file
 _PART_BYTES = 1 << 25  # of texts, repeated ones too, that are in memory at once
 _BLOCK_TEXTS = 1 << 23  # whose rewards are in memory at once, 5 bytes each
 _REWARDS = pa.schema({"portion": pa.int32(), "position": pa.int32(), "reward": pa.float32()})
@@ -91,6 +95,7 @@ def read_texts(job: Job, found: Sorted, read: Read) -> list[Path]:
     """Compute the rewards that are missing; the work files of all."""
     paths, total = list[Path](), sum(portion.texts for portion in found.portions)
     size = min(_TASK_TEXTS, max(_LEAST_TEXTS, total // _TASKS))
+    logger.info("reading %s for %s", counted(total, "response"), counted(sum(p.rows for p in found.portions), "row"))
     with progress(desc="scoring", unit="text", total=total) as bar:
 
         def missing() -> Iterator[Task]:

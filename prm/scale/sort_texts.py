@@ -98,7 +98,12 @@ def portions(job: Job, result: Result) -> Iterator[list[tuple[Row, Asked]]]:
     rows, size = list[tuple[Row, Asked]](), 0
     for path in job.inputs:
         for row in read_table(str(path)):
-            asked = _parsed(row, result, job.skips)
+            try:
+                asked = _parsed(row, result, job.skips)
+            except DataError:
+                if rows:
+                    yield rows  # the texts of one of them may be what is wrong first
+                raise
             rows.append((row, asked))
             size += sum(map(len, asked.responses)) + len(prompt_key(asked.prompt))
             if len(rows) == job.shard_rows or size > _SHARD_CHARACTERS:
@@ -203,7 +208,7 @@ def _write_lot(
         faults += [(portion, place, fault) for place, fault in wrong.items()]
         size += tables[-1].nbytes + sum(map(len, wrong.values()))
         lot.append(Portion(len(rows), len(texts)))
-        columns = _joined(columns, types_of(_columns([row for row, _ in rows])))
+        columns = _joined(columns, types_of(_columns(rows)))
     if not tables:
         return False
     table = pa.Table.from_batches(tables).combine_chunks()
@@ -233,9 +238,10 @@ def _table(texts: Sequence[Text], checker: Checker, portion: int) -> pa.RecordBa
     return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, TEXTS, strict=True)], schema=TEXTS)
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[object]]:
-    names = dict.fromkeys(name for row in rows for name in row.values or ())
-    return {name: [(row.values or {}).get(name) for row in rows] for name in names}
+def _columns(rows: Sequence[tuple[Row, Asked]]) -> dict[str, list[object]]:
+    """The values of all columns; a row without a request has its own in none, since no type need fit them."""
+    names = dict.fromkeys(name for row, _ in rows for name in row.values or ())
+    return {name: [(row.values or {}).get(name) for row, asked in rows if not asked.fault] for name in names}
 
 
 def _type_of(values: Sequence[object]) -> pa.DataType:

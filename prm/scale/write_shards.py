@@ -12,6 +12,7 @@ from prm.errors import PrmError
 from prm.io.disk import write_whole
 from prm.io.progress import progress
 from prm.io.rows import Row
+from prm.io.tables import plain, to_json
 from prm.scale.check_texts import Checker
 from prm.scale.job import ERROR, Job, Result
 from prm.scale.read_texts import Rewards
@@ -78,10 +79,24 @@ def _output_types(job: Job, result: Result, inputs: pa.Schema) -> pa.Schema:
 
 
 def _write(job: Job, number: int, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
+    rows = [_of_types(row, schema) if row.get(ERROR) and job.skips else row for row in rows]
     columns = {field.name: column([row.get(field.name) for row in rows], field.type) for field in schema}
     about = {"job": job.key, "shard": number, "rows": len(rows)}
     table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
     write_whole(job.shard(number), lambda temporary: pq.write_table(table, str(temporary), compression="zstd"))
+
+
+def _of_types(row: Mapping[str, object], schema: pa.Schema) -> dict[str, object]:
+    """A skipped row with JSON text, or nothing, for values that do not have the types of the other rows."""
+    values: dict[str, object] = {}
+    for field in schema:
+        value = row.get(field.name)
+        try:
+            column([value], field.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            value = to_json(plain(value)) if pa.types.is_string(field.type) else None
+        values[field.name] = value
+    return values
 
 
 def _is_written(job: Job, number: int, rows: int) -> bool:

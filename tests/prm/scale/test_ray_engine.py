@@ -316,6 +316,8 @@ def test_a_cluster_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("RAY_ADDRESS", named)
         with pytest.raises(PrmError, match=f"no Ray at '{named}'"), ray_engine.connected():
             pass
+        with pytest.raises(PrmError, match=f"no Ray at '{named}'"):
+            ray_engine.require_ray()
 
 
 def test_without_ray_the_error_says_what_to_install(

@@ -313,6 +313,30 @@ def test_skipped_rows_say_what_is_wrong_and_change_no_other(
         score_files(str(run), str(tmp_path / "a.jsonl"), str(out), device="cpu", shard_rows=3)
 
 
+def test_a_row_that_is_skipped_gives_no_column_its_type(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Ids stay text, and numbers numbers; what a skipped row has instead is JSON text where that fits."""
+    rows = [{"user_id": "p0", "n": 1, "prompt": "why?", "response": "fox"}] * 3
+    bad = {"user_id": ["p0"], "n": "many", "prompt": "why?", "response": "fox", "only": {"here": 1}}
+    write_jsonl(tmp_path / "rows.jsonl", [*rows[:2], bad, rows[2]])
+    job = str(run_of("linear")), str(tmp_path / "rows.jsonl"), str(tmp_path / "out")
+    found = pq.read_table(score_files(*job, device="cpu", shard_rows=2, on_bad_row="skip"))
+    assert found["user_id"].to_pylist() == ["p0", "p0", '["p0"]', "p0"]
+    assert found["n"].to_pylist() == [1, 1, None, 1]
+    assert found["only"].to_pylist() == [None, None, '{"here": 1}', None]
+
+
+def test_the_first_bad_row_is_named_whatever_is_wrong(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """And once it is right, the job goes on in the same folder: nothing had been scored there."""
+    good = {"prompt": "why?", "response": "fox"}
+    long = {"prompt": "why?", "response": "fox " * 500}
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    write_jsonl(path, [good, long, {"prompt": "why?"}])
+    with pytest.raises(DataError, match=r"line 2.*tokens"):
+        score_files(str(run_of("linear")), str(path), str(out), device="cpu")
+    write_jsonl(path, [good])
+    assert len(written(score_files(str(run_of("linear")), str(path), str(out), device="cpu"))) == 1
+
+
 def test_what_was_wrong_elsewhere_is_not_written_over(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "why?", "response": "fox", "error": "a timeout"}])
     job = str(run_of("linear")), str(tmp_path / "rows.jsonl")
