@@ -219,8 +219,12 @@ def engine(work: Work) -> Iterator[tuple[Read, list[float]]]:
         return scorer
 
     if not work.workers:
+        threads = torch.get_num_threads()
         torch.set_num_threads(2)
-        yield read_with(load), loaded
+        try:
+            yield read_with(load), loaded
+        finally:
+            torch.set_num_threads(threads)
         return
     import ray
 

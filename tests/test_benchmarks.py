@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import (
@@ -186,7 +187,9 @@ def test_growth_is_measured_and_written(
 ) -> None:
     """All but Ray, which takes a minute to start."""
     monkeypatch.setattr(growth, "measured_apart", lambda work: scale.measure(replace(work, workers=0)))
+    threads = torch.get_num_threads()
     growth.write_growth(tmp_path / "out", tiny, size=0.001)
+    assert torch.get_num_threads() == threads  # or tests after it round as two threads do
     found = json.loads((tmp_path / "out/bench-growth.json").read_text())
     by_name = {row["name"]: row for row in found["growths"]}
     assert len(by_name) == 8
