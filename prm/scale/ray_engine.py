@@ -84,8 +84,8 @@ def require_ray() -> None:
     except ImportError:
         raise PrmError("--engine ray needs Ray: pip install 'personalized-rm[ray]'") from None
     if not ray.is_initialized() and (address := os.environ.get("RAY_ADDRESS")):
-        with _unreachable(address):
-            _knock(address)
+        with _naming(address):
+            _require_answer(address)
 
 
 def read_with_ray(
@@ -136,8 +136,8 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, other programs would leave workers no time
     here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     address = os.environ.get("RAY_ADDRESS") or "local"
-    with _unreachable(address):
-        _knock(address)
+    with _naming(address):
+        _require_answer(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **here)
     try:
         yield
@@ -146,7 +146,7 @@ def connected() -> Iterator[None]:
 
 
 @contextmanager
-def _unreachable(address: str) -> Iterator[None]:
+def _naming(address: str) -> Iterator[None]:
     """Name the address in errors: there is no cluster, or one of another version."""
     try:
         yield
@@ -155,7 +155,7 @@ def _unreachable(address: str) -> Iterator[None]:
         raise PrmError(f"no Ray at {address!r} (RAY_ADDRESS): {said}") from None
 
 
-def _knock(address: str) -> None:
+def _require_answer(address: str) -> None:
     """Raise `OSError` or `ValueError` if an address with a host and a port takes no connection."""
     place = urlsplit(address if "://" in address else f"//{address}")
     if place.hostname and place.port:

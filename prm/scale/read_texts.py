@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _TASKS = 512  # of a job, and more where these would have more texts than
 _TASK_TEXTS = 4096  # pairs of text and user, at most
-_LEAST_TEXTS = 32  # below which a task of a small job does not go: each is a file
+_LEAST_TEXTS = 128  # below which a task of a small job does not go: each is a file
 _PART_BYTES = 1 << 25  # of texts, repeated ones too, that are in memory at once
 _BLOCK_TEXTS = 1 << 23  # whose rewards are in memory at once, 5 bytes each
 _REWARDS = pa.schema({"portion": pa.int32(), "position": pa.int32(), "reward": pa.float32()})
