@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks.offset_starts import start_offsets_at_tokens
 from policy.config import DpoConfig, SftConfig
 from policy.dpo import build_dpo_trainer
 from policy.dpo_pairs import policy_pairs
@@ -122,15 +123,6 @@ class Asking(TrainerCallback):  # type: ignore[misc]
 def read_answers(path: Path) -> list[Answer]:
     """The rows of a file that `Asking` wrote; none if there is no file."""
     return [row for _, row in read_rows(path)] if path.exists() else []  # type: ignore[misc]
-
-
-@torch.no_grad()
-def start_offsets_at_tokens(model: Individual, words: torch.Tensor, seed: int) -> None:
-    """Start offsets as random token embeddings [V, d], as the authors' code does; ours start at 0."""
-    generator = torch.Generator().manual_seed(seed + 1)  # `init_from_token_embeddings` draws e_0 by `seed`
-    n = model.offsets.shape[0] * model.offsets.shape[1]
-    draw = torch.randperm(len(words), generator=generator)[torch.arange(n) % len(words)]
-    model.offsets.copy_(words[draw].float().view_as(model.offsets))
 
 
 def train(config: DpoConfig, args: Namespace, folder: Path) -> dict[str, object]:

@@ -26,6 +26,7 @@ from prm.data.comparison import Comparison
 from prm.data.sources import read_feedback
 from prm.io import disk
 from prm.io.digests import digest_of_values, file_digests
+from prm.io.tables import write_jsonl
 from prm.models import backbones
 from prm.models.packing import can_pack
 
@@ -162,6 +163,22 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> Path:
+    """Folder of 30 posts for the source `tldr_length`."""
+    words = ["the", "quick", "fox", "jumps", "over", "a", "lazy", "dog"]
+    rows = [
+        {
+            "prompt": f"SUBREDDIT: r/a\nTITLE: {words[i % 8]} {words[i // 8]}\n\nPOST: dog\n\nTL;DR:",
+            "response_model": " ".join(words[: 2 + i % 3]),
+            "response_reference": " ".join(words[i % 3 : 6 + i % 3]),
+        }
+        for i in range(30)
+    ]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    return tmp_path
 
 
 @pytest.fixture

@@ -8,28 +8,8 @@ import pytest
 import torch
 
 from benchmarks import words_by_steps
-from benchmarks.words_by_steps import Answer, figures, main, read_answers, start_offsets_at_tokens
-from prm.config import UserConfig
-from prm.io.tables import write_jsonl
-from prm.users.build import build_user_model, init_from_token_embeddings
-from prm.users.kinds import Individual
+from benchmarks.words_by_steps import Answer, figures, main, read_answers
 from rerank.sampling.sampler import Sampler
-
-WORDS = ["the", "quick", "fox", "jumps", "over", "a", "lazy", "dog"]
-
-
-@pytest.fixture
-def posts(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "prompt": f"SUBREDDIT: r/a\nTITLE: {WORDS[i % 8]} {WORDS[i // 8]}\n\nPOST: dog\n\nTL;DR:",
-            "response_model": " ".join(WORDS[: 2 + i % 3]),
-            "response_reference": " ".join(WORDS[i % 3 : 6 + i % 3]),
-        }
-        for i in range(30)
-    ]
-    write_jsonl(tmp_path / "pairs.jsonl", rows)
-    return tmp_path
 
 
 def run(tiny: str, posts: Path, *more: str) -> list[Answer]:
@@ -96,17 +76,3 @@ def test_figures_by_hand() -> None:
     assert (groups["longer"]["nats"], groups["longer"]["empty"]) == (3.0, 0.0)
     assert (groups["shorter"]["nats"], groups["shorter"]["empty"]) == (1.0, 0.5)
     assert cast(dict[str, dict[str, object]], second["groups"])["shorter"]["nats"] is None
-
-
-def test_offsets_can_start_at_tokens() -> None:
-    """As in the authors' code; drawn apart from e_0."""
-    words = torch.randn(40, 8)
-    model = build_user_model(UserConfig("individual", 2), 4, 8)
-    assert isinstance(model, Individual)
-    init_from_token_embeddings(model, words, 3)
-    assert not model.offsets.any()
-    start_offsets_at_tokens(model, words, 3)
-    rows = {tuple(row) for row in words.tolist()}
-    assert {tuple(row) for row in model.offsets.flatten(0, 1).tolist()} <= rows
-    assert len({tuple(row) for row in model.offsets.flatten(0, 1).tolist()}) == 8
-    assert not torch.equal(model.offsets[0], model.generic)

@@ -105,14 +105,16 @@ def generic_varies_more(row: str, steady: str) -> Claim:
     return Claim(f"{row}: the generic user's log loss varies more than with {steady}", (row, steady), judge)
 
 
+def steps_to_learn(result: Result) -> float:
+    """Training steps to 80% accuracy on the validation part; infinite if it never got there."""
+    return next((e.step for e in result.looks if e.accuracy >= _LEARNT_ACCURACY), float("inf"))
+
+
 def learns_slower(row: str, other: str) -> Claim:
     """More steps to 80% accuracy on the validation part."""
 
-    def steps(result: Result) -> float:
-        return next((e.step for e in result.looks if e.accuracy >= _LEARNT_ACCURACY), float("inf"))
-
     def judge(results: Results) -> Verdict:
-        ours, theirs = steps(results[row]), steps(results[other])
+        ours, theirs = steps_to_learn(results[row]), steps_to_learn(results[other])
         figures = " against ".join(f"{n:g} steps" if np.isfinite(n) else "never" for n in (ours, theirs))
         accuracies = [e.accuracy for name in (row, other) for e in results[name].looks] or [math.nan]
         return _verdict(ours > theirs, f"{figures} to {100 * _LEARNT_ACCURACY:.0f}%", *accuracies)
