@@ -72,7 +72,9 @@ def _fit(
     config: SftConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
 ) -> Metrics:
     if config.responses:
-        train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
+        train, validation = split_responses(
+            _read_responses(config)[0], config.data.validation_fraction, config.split_seed
+        )
     else:
         train, validation = chosen_responses(parts.train), chosen_responses(parts.validation)
     checkpoint = new_policy(config, _NO_USERS, UserIndex(), TrainedBy("sft"), run["day"])

@@ -405,6 +405,8 @@ class DataConfig(FeedbackConfig):
             it with `search.folds: 1` only.
         min_comparisons: users with fewer training comparisons, ties aside, are left out of every part.
         judges_per_pair: train on at most so many users' comparisons of one pair, drawn at random; 0 takes all.
+        split_seed: random seed of all that is drawn here, so that runs with other seeds learn from the same parts; the
+            run's `seed` if not given.
         on_artefact: `stop` if formatting alone predicts the label in half of the pairs, or `warn`.
     """
 
@@ -414,6 +416,7 @@ class DataConfig(FeedbackConfig):
     validation_fraction: Inside = 0.15
     min_comparisons: Natural = 0
     judges_per_pair: Natural = 0
+    split_seed: Seed | None = None
     on_artefact: Literal["stop", "warn"] = "stop"
 
     def check_together(self) -> None:
@@ -448,6 +451,11 @@ class SplitConfig(Settings):
     def start_from(self) -> str:
         """Run folder to go on from, if any."""
         return ""
+
+    @property
+    def split_seed(self) -> int:
+        """Random seed of the split."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @property
     def fast_path(self) -> bool:

@@ -18,6 +18,8 @@ _RUN = re.compile(r"\{([^{}/]+)\}")
 class RunSpec(Settings, key="runs.NAME"):
     """A run that the comparison trains. It uses the comparison's `data` and `seed` unless `settings` say otherwise.
 
+    A run with a `seed` of its own learns from the same part of the log as the others.
+
     Args:
         command: `train` a reward model (`prm train`), or the `policy` command of that name.
         configs: YAML files; later ones override earlier ones.

@@ -80,6 +80,8 @@ def run_config(config: CompareConfig, name: str, spec: RunSpec) -> RunConfig:
     changes = {key: _with_folders(config, value) for key, value in _flat(spec.settings)}
     shared = {f"data.{key}": value for key, value in _flat(asdict(config.data))} | {"seed": config.seed}
     shared |= {"output_dir": config.resolve(f"{{{name}}}"), "overwrite": config.overwrite}
+    if "seed" in changes:
+        shared["data.split_seed"] = config.split_seed  # what it learns from must not be asked about
     try:
         resolved = read_config(KINDS[spec.command], *spec.configs, settings={**shared, **changes})
         resolved.check()

@@ -143,7 +143,7 @@ def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     by = training_holdout(config.data.holdout_by, comparisons)
     if config.search.folds > 1:
         return torch.tensor(folds(comparisons, by, config.search.folds, config.seed + 1))
-    parts = split(comparisons, by, config.data.validation_fraction, config.seed + 1)
+    parts = split(comparisons, by, config.data.validation_fraction, config.split_seed + 1)
     train, validation = ({id(c) for c in part} for part in parts)
     return torch.tensor([[-(id(c) in train or id(c) not in validation), -(id(c) in train)] for c in comparisons])
 

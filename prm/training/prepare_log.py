@@ -134,7 +134,7 @@ def _hold_out_test(config: SplitConfig, train: Comparisons, test: Comparisons) -
     if data.test_fraction == 0.0 and data.test_from is None:
         return train, test, {}
     with _naming_key("data.test_from" if data.test_from is not None else "data.test_fraction"):
-        rest, test = split(train, data.holdout_by, data.test_fraction, config.seed, data.test_from)
+        rest, test = split(train, data.holdout_by, data.test_fraction, config.split_seed, data.test_from)
     return rest, test, {"share a response with both training and test": len(train) - len(rest) - len(test)}
 
 
@@ -148,7 +148,7 @@ def _subsample_pairs(config: SplitConfig, train: Comparisons, test: Comparisons)
     most = config.data.judges_per_pair
     if not most:
         return train, test, {}
-    kept = subsample_users(train, most, config.seed)
+    kept = subsample_users(train, most, config.split_seed)
     return kept, test, {f"over data.judges_per_pair {most}": len(train) - len(kept)}
 
 
@@ -182,7 +182,7 @@ def _hold_out_validation(config: SplitConfig, train: Comparisons) -> Split:
     data = config.data
     with _naming_key("data.validation_fraction"):
         by = training_holdout(data.holdout_by, train)
-        rest, validation = split(train, by, data.validation_fraction, config.seed + 1)
+        rest, validation = split(train, by, data.validation_fraction, config.split_seed + 1)
     if len(validation) < _FEW_TO_STOP_BY:
         logger.warning("early stopping uses only %d validation comparisons", len(validation))
     return (
@@ -216,7 +216,7 @@ def warn_of_leaks(config: RunConfig, test: Comparisons) -> None:
     if seen := len(prompts - {prompt_key(c.prompt) for c in known}):
         logger.warning(
             "%s was trained on %d of the %d prompts that are held out here, so results on them are too good: train it "
-            "with the same seed, data.holdout_by and data.test_fraction",
+            "with the same seed (or data.split_seed), data.holdout_by and data.test_fraction",
             run,
             seen,
             len(prompts),
