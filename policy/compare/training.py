@@ -1,6 +1,5 @@
 """The runs of a comparison: which exist, which are to be trained, and their training one after the other."""
 
-import json
 import logging
 import os
 import time
@@ -12,7 +11,7 @@ from typing import Literal, TypedDict
 
 from policy.compare.config import CompareConfig, RunSpec, named_in
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from prm.checks import NonNegative
+from prm.checks import NonNegative, differing
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError, hint, listed
 from prm.io.disk import beside, remove
@@ -169,9 +168,8 @@ def _state(config: RunConfig, outdated: bool) -> State:
     recover(target)
     if not os.path.lexists(target / "run.json"):
         return "unfinished" if work_folder(target).exists() else "missing"
-    was = read_run(target).get("config", {})
-    now = json.loads(json.dumps(config.to_dict()))
-    if outdated or was | {"overwrite": None} != now | {"overwrite": None}:
+    was = read_run(target).get("config", {})  # of an earlier version: without later settings
+    if outdated or {*differing(was, config.to_dict(), type(config)().to_dict())} - {"overwrite"}:
         return "outdated"
     return "unfinished" if (target / NOTE).is_file() else "there"
 

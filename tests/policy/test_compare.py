@@ -502,6 +502,19 @@ def test_other_settings_are_not_taken_for_the_same(
     assert "'p-dpoo'" in refused(capsys, "compare", path, "--only", "p-dpoo")
 
 
+def test_a_run_from_before_a_setting_existed_is_kept(done: tuple[Path, str]) -> None:
+    folder, path = done
+    run = folder / "runs/sft/run.json"
+    before = run.read_text()
+    record = json.loads(before)
+    del record["config"]["data"]["split_seed"]
+    run.write_text(json.dumps(record))
+    try:
+        assert {job.state for job in plan_jobs(read_config(CompareConfig, path))} == {"there"}
+    finally:
+        run.write_text(before)
+
+
 def test_another_vocabulary_is_refused(
     done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
