@@ -1,5 +1,6 @@
 """Tables and text on the terminal."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], nume
     ids = _shortened([row[0] for row in rows]) if has_ids else {}
     for row in rows:
         out.add_row(*(Text(ids.get(cell, cell) if i == 0 else cell) for i, cell in enumerate(row)))
-    console = Console()
+    console = _Console()
     if console.measure(out, options=console.options.update(max_width=_ANY_WIDTH)).maximum > console.width:
         out.box, out.padding, out.show_edge = box.SIMPLE_HEAD, 0, False
     return Group(Text(title, style="bold"), out)
@@ -43,6 +44,13 @@ def _shortened(users: Sequence[str]) -> dict[str, str]:
 
 
 class _Console(Console):
+    """A file or pipe has lines of any length, a terminal its width; `COLUMNS` overrides both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not (self.is_terminal or self.is_jupyter or "COLUMNS" in os.environ):
+            self.width = _ANY_WIDTH
+
     def on_broken_pipe(self) -> None:
         """Raise `BrokenPipeError`, which commands handle; rich would end the process."""
         raise BrokenPipeError

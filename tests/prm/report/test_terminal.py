@@ -46,3 +46,12 @@ def test_ids_that_differ_in_the_middle_alone_stay_apart(capsys: pytest.CaptureFi
 def test_no_other_column_is_cut_and_a_table_that_fits_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, ("", "share"), [("votes predicted by those who agreed before", "50.0%")])
     assert any("│ votes predicted by those who agreed before │" in line for line in lines)
+
+
+def test_a_file_gets_whole_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tables and of text: nobody drags a file wider, and `grep` reads lines."""
+    monkeypatch.delenv("COLUMNS")
+    lines = printed(capsys, ("", *HEADER[1:]), [("a name of a model " * 5, *FIGURES)])
+    assert any("│ " + "a name of a model " * 5 in line and "-0.350 ± 0.864" in line for line in lines)
+    show("a word " * 40)
+    assert capsys.readouterr().out.rstrip() == ("a word " * 40).rstrip()
