@@ -129,7 +129,7 @@ _USER_CLAIMS = (
 )
 
 _TEXTS = {"data.tldr.user_texts": True}
-_LONGER = {"backbone.max_length": 130}  # for the text before the prompt
+_LONGER = {"backbone.max_length": 190}  # for the text before the prompt
 TEXT = (
     ExperimentRow("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_LONGER),
     INDIVIDUAL,
